@@ -1,0 +1,243 @@
+"""What this machine is and how a run will use it: vendor, architecture, memory, precision, attention, live memory.
+
+ROCm answers through ``torch.cuda`` as CUDA does; ``torch.version.hip`` tells them apart. Nothing of this file was run
+on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from helpers.settings import Settings
+
+GB = 1e9  # decimal, as in the arithmetic of parameters times bytes
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that a run uses. Memory is in bytes; what does not apply is None."""
+
+    kind: str  # "rocm", "cuda" or "cpu"
+    name: str
+    architecture: str | None  # gfx942, sm_90, x86_64
+    count: int  # visible devices of this kind; a run uses the first
+    total_memory: int
+    free_memory: int
+    runtime: str | None  # "ROCm 7.1", "CUDA 13.0"
+    bf16: bool
+
+    @property
+    def torch_name(self) -> str:
+        """The device string that torch understands."""
+        return "cpu" if self.kind == "cpu" else "cuda:0"
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def describe() -> Device:
+    """The present machine as torch sees it. With several GPUs visible, the first one, and the count says so."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        free, total = torch.cuda.mem_get_info(0)
+        hip = torch.version.hip
+        return Device(
+            kind="rocm" if hip else "cuda",
+            name=properties.name,
+            architecture=properties.gcnArchName if hip else f"sm_{properties.major}{properties.minor}",
+            count=torch.cuda.device_count(),
+            total_memory=total,
+            free_memory=free,
+            runtime=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
+    memory = psutil.virtual_memory()
+    return Device(
+        kind="cpu",
+        name=_cpu_name(),
+        architecture=platform.machine(),
+        count=1,
+        total_memory=memory.total,
+        free_memory=memory.available,
+        runtime=None,
+        bf16=_cpu_has_bf16(),
+    )
+
+
+def _cpu_facts() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            return handle.read().split("\n\n")[0]
+    except OSError:
+        return ""
+
+
+def _cpu_name() -> str:
+    for line in _cpu_facts().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32."""
+    words = set(_cpu_facts().split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+SMI_TOOLS = {
+    "amd-smi": ["amd-smi", "static", "--asic"],
+    "rocm-smi": ["rocm-smi", "--showproductname"],
+    "nvidia-smi": ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+}
+
+
+def smi_lines() -> dict[str, str]:
+    """What the vendors' tools on PATH say of the product, by tool; a failure is reported as text, never raised."""
+    said = {}
+    for tool, command in SMI_TOOLS.items():
+        if shutil.which(tool):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors="replace")
+                said[tool] = (done.stdout.strip() or done.stderr.strip() or "(no output)")[:2000]
+            except (OSError, subprocess.TimeoutExpired) as error:
+                said[tool] = f"({type(error).__name__}: gave no answer)"
+    return said
+
+
+def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
+    """How to use the device: precision, attention and checkpointing, each with its reason.
+
+    Args:
+        settings: a value other than None is the reader's and is kept.
+        peak_without_checkpointing: predicted bytes, from :mod:`helpers.memory`.
+
+    Returns:
+        ``{"precision": {"value": "bf16", "why": ...}, "attention": ..., "checkpointing": ...}``
+    """
+    chosen = {}
+    if device.bf16:
+        chosen["precision"] = ("bf16", "this device multiplies bf16 natively, at least twice as fast as fp32")
+    else:
+        chosen["precision"] = ("fp32", "this device has no bf16 arithmetic of its own")
+    if device.kind == "cpu":
+        chosen["attention"] = ("eager", "on short rows the plain matrix products train faster on a CPU than SDPA")
+    else:
+        chosen["attention"] = ("sdpa", "torch's fused attention never stores the attention matrix")
+    budget = 0.9 * device.free_memory
+    needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
+    chosen["checkpointing"] = (peak_without_checkpointing > budget, needs)
+    return {
+        name: {"value": value, "why": why}
+        if getattr(settings, name) is None
+        else {"value": getattr(settings, name), "why": "set by the reader"}
+        for name, (value, why) in chosen.items()
+    }
+
+
+def used_memory(kind: str) -> int:
+    """Bytes in use now: allocated by torch on a GPU, resident in this process on a CPU."""
+    return psutil.Process().memory_info().rss if kind == "cpu" else torch.cuda.memory_allocated(0)
+
+
+class MemoryMonitor:
+    """Samples memory in use in the background and notes which phase each sample fell in.
+
+    On a GPU the peak is torch's own exact counter; on a CPU it is the highest sample of resident memory, less what
+    the process held when the monitor started.
+    """
+
+    def __init__(self, device: Device, every: float = 0.05):
+        self.kind, self.every = device.kind, every
+        self.samples: list[tuple[float, int, str]] = []
+        self.phase = "load"
+        self._stop = threading.Event()
+
+    def __enter__(self) -> MemoryMonitor:
+        self.start = time.perf_counter()
+        if self.kind != "cpu":
+            torch.cuda.reset_peak_memory_stats(0)
+        self.before = used_memory(self.kind)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every):
+            self.sample()
+
+    def sample(self) -> None:
+        """Take one sample now."""
+        self.samples.append((time.perf_counter() - self.start, used_memory(self.kind) - self.before, self.phase))
+
+    def mark(self, phase: str) -> None:
+        """Say that a phase begins: load, forward, backward, step or save."""
+        self.sample()
+        self.phase = phase
+
+    def result(self, points: int = 400) -> dict:
+        """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
+        on_gpu = self.kind != "cpu"
+        peak = torch.cuda.max_memory_allocated(0) - self.before if on_gpu else max((s[1] for s in self.samples), default=0)
+        early = [s for s in self.samples if s[0] <= self.samples[0][0] + 15][: points // 2]  # load and first steps whole
+        late = self.samples[len(early) :]
+        thinned = early + late[:: max(1, len(late) // (points // 2))]
+        return {
+            "peak": peak,
+            "reserved": torch.cuda.max_memory_reserved(0) if on_gpu else None,
+            "timeline": [[round(t, 2), b, phase] for t, b, phase in thinned],
+        }
+
+
+def free_memory() -> None:
+    """Give back what deleted models held, so that the next one finds room."""
+    import gc
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep the progress bars and advice of the libraries out of a notebook; errors still show."""
+    from datasets.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+        enable_progress_bars()
+
+
+def allocator_environment() -> dict[str, str]:
+    """Environment variables to set before a kernel starts: glibc keeps freed blocks instead of returning them.
+
+    Measured with tests/benchmarks on a CPU; without effect on GPU memory.
+    """
+    return {
+        "MALLOC_TRIM_THRESHOLD_": "-1",
+        "MALLOC_MMAP_THRESHOLD_": str(2**32),
+        "MALLOC_TOP_PAD_": str(2**28),
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+    }

@@ -1,0 +1,83 @@
+"""Held-out loss and task score of a model, always on the same rows in the same order."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from helpers.data import IGNORED, Data, Example, fingerprint
+from helpers.inference import arithmetic, generate
+from helpers.questions import answer_of
+
+
+def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
+    """Mean negative log-likelihood of the supervised tokens, in nats a token, and their number.
+
+    Rows are padded on the right; padding and prompts carry no label.
+    """
+    total, tokens = 0.0, 0
+    was_training = model.training
+    model.eval()
+    ordered = sorted(examples, key=lambda e: len(e.input_ids))
+    for start in range(0, len(ordered), batch_size):
+        rows = ordered[start : start + batch_size]
+        longest = max(len(r.input_ids) for r in rows)
+        ids = torch.tensor([r.input_ids + [0] * (longest - len(r.input_ids)) for r in rows], device=model.device)
+        labels = torch.tensor([r.labels + [IGNORED] * (longest - len(r.labels)) for r in rows], device=model.device)
+        mask = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
+        with torch.inference_mode(), arithmetic(model):
+            logits = model(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
+        targets = labels[:, 1:]
+        kept = targets != IGNORED
+        total += F.cross_entropy(logits[kept].float(), targets[kept], reduction="sum").item()
+        tokens += int(kept.sum())
+    model.train(was_training)
+    return {"loss": total / max(tokens, 1), "tokens": tokens}
+
+
+def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_size: int) -> list[str]:
+    """The model's greedy reply to each example's prompt, in the order given; batches hold prompts of like length."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    replies = [""] * len(examples)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        for index, reply in zip(part, generate(model, tokenizer, [examples[i].prompt for i in part], max_new_tokens), strict=True):
+            replies[index] = reply
+    return replies
+
+
+def score(examples: list[Example], replies: list[str]) -> list[bool]:
+    """For each reply, whether its final number is that of the reference answer (exact match)."""
+    return [
+        answer_of(reply) is not None and float(answer_of(reply)) == float(answer_of(example.reference))
+        for example, reply in zip(examples, replies, strict=True)
+    ]
+
+
+def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> dict:
+    """Measure a model on the held-out rows.
+
+    Returns:
+        ``loss`` (nats a supervised token), ``tokens``, ``exact_match`` as a list of 0 and 1 in the order of the test
+        rows (None where answers cannot be scored), ``harder`` likewise, ``families``, some ``replies``, ``seconds``,
+        and ``fingerprint`` of the rows.
+    """
+    start = time.perf_counter()
+    result = held_out_loss(model, data.test) | {"exact_match": None, "harder": None, "families": None}
+    asked = data.test if data.scored else data.test[:replies_kept]
+    replies = ask(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
+    if data.scored:
+        result["exact_match"] = [int(right) for right in score(data.test, replies)]
+        result["families"] = [e.family for e in data.test]
+    if data.scored and data.harder:
+        more = ask(model, tokenizer, data.harder, settings.max_new_tokens, settings.eval_batch_size)
+        result["harder"] = [int(right) for right in score(data.harder, more)]
+    result["replies"] = [
+        {"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply}
+        for e, reply in zip(data.test[:replies_kept], replies, strict=False)
+    ]
+    result["seconds"] = time.perf_counter() - start
+    result["fingerprint"] = fingerprint(data.test + data.harder)
+    return result

@@ -1,0 +1,232 @@
+"""Checks that a run is what its name says. A violated guard stops the run with the reason.
+
+Each catches a fault of a published walkthrough: see the notebook 04_compare for what they prove together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from helpers.data import IGNORED, Data, Example
+from helpers.memory import Shape, lora_parameters
+from helpers.settings import Settings
+
+SAMPLE = 20_000  # elements of each trained tensor that are compared before and after
+
+
+class GuardError(RuntimeError):
+    """A run is not what it claims to be; the message says in which way."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A check that held, with the numbers that show it."""
+
+    name: str
+    detail: str
+
+    def to_dict(self) -> dict:
+        return {"name": self.name, "detail": self.detail}
+
+
+def _require(condition: bool, name: str, detail: str, fault: str) -> Guard:
+    if not condition:
+        raise GuardError(f"{name}: {fault}")
+    return Guard(name, detail)
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters, 4-bit weights counted as the numbers they stand for."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(_numel(p) for p in model.parameters())
+    return trainable, total
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else parameter.numel()
+
+
+def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
+    """`full` trains every parameter and holds no adapter; an adapter method trains the adapter and nothing else.
+
+    Raises:
+        GuardError: for a model that was wrapped or frozen by something that ran before.
+    """
+    trainable, total = count(model)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    adapter = [n for n, _ in model.named_parameters() if "lora_" in n]
+    if settings.method == "full":
+        return [
+            _require(
+                not adapter and trainable == total,
+                "full trains everything",
+                f"{trainable:,} of {total:,} parameters, no adapter",
+                f"{trainable:,} of {total:,} parameters are trainable and {len(adapter)} adapter tensors are attached: "
+                "this model was wrapped for LoRA before, and training it now would be LoRA under the name full",
+            )
+        ]
+    stray = [n for n in names if "lora_" not in n]
+    guards = [
+        _require(
+            bool(adapter) and not stray and len(names) == len(adapter),
+            "only the adapter is trained",
+            f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3f} %), in {len(names)} adapter tensors",
+            f"expected the adapter and nothing else to be trainable, found {len(adapter)} adapter tensors, "
+            f"{len(names)} trainable ones and among these {stray[:3]} outside the adapter",
+        )
+    ]
+    if settings.method in ("lora", "rslora", "qlora"):
+        formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
+        guards.append(
+            _require(
+                trainable == formula,
+                "the count equals the formula",
+                f"sum of r (in + out) = {formula:,}",
+                f"{trainable:,} parameters are trainable, the formula gives {formula:,}: another adapter is attached",
+            )
+        )
+    return guards
+
+
+def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
+    """The weights to start from are those of the base as loaded from its files.
+
+    Raises:
+        GuardError: names the first tensor that differs, as after a run that changed the base in place.
+    """
+    expected = dict(reference.named_parameters())
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if plain not in expected or not torch.equal(value.detach().cpu(), expected[plain].detach().cpu().to(value.dtype)):
+            raise GuardError(
+                f"fresh base: {plain} is not the weight in the base model's files, so something trained or merged "
+                "this model before; load it again"
+            )
+    return Guard("fresh base", f"{len(expected)} tensors equal to the files")
+
+
+def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
+    """sha256 over the bytes of all trainable or all frozen parameters, and how many tensors that were."""
+    total, number = hashlib.sha256(), 0
+    for name, value in sorted(model.named_parameters()):
+        if value.requires_grad == trainable:
+            raw = value.detach().contiguous().view(torch.uint8) if value.dim() else value.detach().view(1).view(torch.uint8)
+            total.update(name.encode())
+            total.update(raw.cpu().numpy().tobytes())
+            number += 1
+    return total.hexdigest()[:16], number
+
+
+class WeightWatch:
+    """Remembers the weights before training and proves afterwards what stood still and what moved."""
+
+    def __init__(self, model: nn.Module):
+        self.frozen = digest(model, trainable=False)
+        self.before = {n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad}
+
+    @staticmethod
+    def _sample(value: torch.Tensor) -> torch.Tensor:
+        flat = value.detach().flatten()
+        return flat[:: max(1, flat.numel() // SAMPLE)].clone().cpu()
+
+    def changed_share(self, model: nn.Module) -> tuple[float, list[str]]:
+        """The share of sampled trained elements that differ now, and the names of tensors without any change."""
+        changed, seen, still = 0, 0, []
+        for name, value in model.named_parameters():
+            if name in self.before:
+                moved = int((self._sample(value) != self.before[name]).sum())
+                changed, seen = changed + moved, seen + len(self.before[name])
+                if not moved:
+                    still.append(name)
+        return changed / max(seen, 1), still
+
+    def check(self, model: nn.Module) -> tuple[list[Guard], float]:
+        """The guards on what moved, and the changed share.
+
+        Raises:
+            GuardError: if a frozen weight changed or a trained tensor stood still.
+        """
+        after, number = digest(model, trainable=False)
+        share, still = self.changed_share(model)
+        guards = [
+            _require(
+                still == [],
+                "trained weights moved",
+                f"{100 * share:.2f} % of {sum(map(len, self.before.values())):,} sampled elements differ",
+                f"{len(still)} trained tensors did not change at all, {still[0] if still else ''} first: "
+                "the steps are lost in rounding or the tensor gets no gradient",
+            )
+        ]
+        if self.frozen[1]:
+            guards.append(
+                _require(
+                    (after, number) == self.frozen,
+                    "frozen weights stood still",
+                    f"{number} tensors, sha256 {after} before and after",
+                    "frozen base weights differ from those before training",
+                )
+            )
+        return guards, share
+
+
+def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
+    """One BOS a row, EOS among the labels, no token beyond the vocabulary, no test question in training.
+
+    Raises:
+        GuardError: names the first row at fault.
+    """
+    rows: list[Example] = data.train + data.validation + data.test + data.harder
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    turns = tokenizer.bos_token is not None and tokenizer.bos_token in (tokenizer.chat_template or "")
+    for number, row in enumerate(rows):
+        doubled = bos is not None and any(a == b == bos for a, b in zip(row.input_ids, row.input_ids[1:], strict=False))
+        if doubled or (bos is not None and not turns and row.input_ids.count(bos) > 1):
+            raise GuardError(
+                f"one BOS: row {number} holds {tokenizer.bos_token} {row.input_ids.count(bos)} times, "
+                "as when a rendered chat is tokenized with special tokens again"
+            )
+        if eos not in row.labels:
+            raise GuardError(f"EOS supervised: row {number} has no {tokenizer.eos_token} among its labels")
+        if max(row.input_ids) >= vocabulary:
+            raise GuardError(f"tokens fit: row {number} holds token {max(row.input_ids)}, the model knows {vocabulary}")
+        if any(label not in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True)):
+            raise GuardError(f"labels: row {number} is supervised towards a token that is not its own")
+    held_out = {str(e.prompt) for e in data.test + data.harder + data.validation}
+    leaked = [e for e in data.train if str(e.prompt) in held_out]
+    starts = "each turn opens with its own marker, none doubled" if turns else f"exactly one {tokenizer.bos_token} a row"
+    return [
+        Guard("one BOS", f"{len(rows)} rows: {starts}"),
+        Guard("EOS supervised", f"{tokenizer.eos_token} is a label in each of {len(rows)} rows"),
+        _require(
+            not leaked,
+            "train and test are disjoint",
+            f"none of {len(held_out)} held-out questions is among the {len(data.train)} trained on",
+            f"{len(leaked)} held-out questions are also trained on, such as {leaked[0].prompt[-1] if leaked else ''}",
+        ),
+    ]
+
+
+def batch_is_supervised(batch: dict, tokenizer) -> Guard:
+    """A batch as the collator makes it: padding ignored, EOS kept.
+
+    Raises:
+        GuardError: if the collator masked EOS, as one that ignores the padding token does where padding is EOS.
+    """
+    labels, mask = batch["labels"], batch["attention_mask"]
+    ends = int((labels == tokenizer.eos_token_id).sum())
+    _require(
+        bool((labels[mask == 0] == IGNORED).all()), "padding ignored", "", "padding takes part in the loss"
+    )
+    return _require(
+        ends >= len(labels),
+        "EOS in the batch",
+        f"{ends} {tokenizer.eos_token} labels in a batch of {len(labels)} rows",
+        f"{ends} {tokenizer.eos_token} labels in a batch of {len(labels)} rows: the model would never learn to stop",
+    )

@@ -1,0 +1,120 @@
+"""Using a trained model: the three kinds of it loaded, answers in batches or streamed, merging, saving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+
+from helpers.device import quiet
+from helpers.models import ModelError, load_adapter, load_base, write_manifest
+from helpers.records import FILE_NAME
+from helpers.settings import Settings
+
+
+def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
+    """The folder of a finished run of this profile and seed.
+
+    Raises:
+        ModelError: names the notebook that makes it.
+    """
+    folder = settings.change(method=method).folder
+    if not (folder / FILE_NAME).is_file():
+        raise ModelError(f"there is no finished {method} run in {folder}: run {notebook} with these parameters first")
+    return folder
+
+
+def load_trained(settings: Settings, precision: str = "bf16", attention: str = "eager", device: str = "cpu"):
+    """The result of a run: a fully tuned model, or an adapter on a freshly loaded base, by ``settings.method``.
+
+    Raises:
+        ModelError: if the run has not finished.
+    """
+    if settings.method == "full":
+        folder = finished_folder(settings, "full", "03_full_train")
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                folder / "model", dtype=dtype, attn_implementation=attention, device_map=device
+            )
+    folder = finished_folder(settings, settings.method, "02_lora_train")
+    return load_adapter(load_base(settings, precision, attention, device), settings, folder / "adapter")
+
+
+def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: int = 64) -> list[str]:
+    """Greedy answers to a batch of conversations, each ending with a user message.
+
+    Prompts are padded on the left, so that every answer starts right after its question.
+    """
+    if not conversations:
+        return []
+    inputs = tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+    ).to(model.device)  # fmt: skip
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), arithmetic(model):
+        out = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+            use_cache=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+    model.train(was_training)
+    return [text.strip() for text in tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+
+
+def arithmetic(model):
+    """Autocast to the precision of the model's frozen weights, so that fp32 adapters on a bf16 base compute in bf16."""
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64) -> Iterator[str]:
+    """The pieces of one greedy answer, as they come."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=300)
+    inputs = tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+
+    def work() -> None:
+        with torch.inference_mode(), arithmetic(model):
+            model.generate(
+                **inputs, streamer=streamer, max_new_tokens=max_new_tokens, do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+
+
+def save_model(model, tokenizer, folder: Path, shard_size: str = "5GB") -> None:
+    """Save a whole model as safetensors shards with its tokenizer and a manifest of hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        model.save_pretrained(folder, max_shard_size=shard_size)
+        tokenizer.save_pretrained(folder)
+    write_manifest(folder)
+
+
+def load_saved(folder: Path, device: str = "cpu"):
+    """A saved model and its tokenizer, as anybody would load them, in the precision they were saved in.
+
+    Raises:
+        ModelError: if the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"there is no saved model in {folder}")
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def base_of(folder: Path) -> dict:
+    """Which base an adapter was trained on: model, revision and fingerprint."""
+    return json.loads((folder / "base.json").read_text(encoding="utf-8"))

@@ -1,0 +1,186 @@
+"""Predicted memory of a training run, by part: weights, gradients, optimizer states, activations.
+
+The terms are those of a Llama-type decoder run layer by layer in PyTorch. Sources: the parameter shapes of
+arXiv:2307.09288, LoRA of arXiv:2106.09685, the saved tensors of transformers' Llama modules, AdamW's two moments of
+arXiv:1711.05101, NF4 of arXiv:2305.14314 (4 bits plus 0.127 bits of block scales with double quantisation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama-type model."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool  # whether the output head is the embedding matrix
+
+    @classmethod
+    def of(cls, config) -> Shape:
+        """From a transformers configuration of the Llama family."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocabulary=config.vocab_size,
+            tied=config.tie_word_embeddings,
+        )
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Features in and out of each linear layer of one decoder block."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, q),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (q, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def block_weights(self) -> int:
+        """Parameters in the linear layers of all blocks: what 4-bit loading quantises."""
+        return self.layers * sum(i * o for i, o in self.linears.values())
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: blocks with two norms each, embedding, output head, final norm."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.block_weights + (2 * self.layers + 1) * self.hidden + embeddings
+
+
+SHAPES = {
+    "SmolLM2-135M": Shape(30, 576, 1536, 9, 3, 64, 49152, True),
+    "SmolLM2-1.7B": Shape(24, 2048, 8192, 32, 32, 64, 49152, True),
+    "Llama-2-7B": Shape(32, 4096, 11008, 32, 32, 128, 32000, False),
+    "Llama-3-8B": Shape(32, 4096, 14336, 32, 8, 128, 128256, False),
+    "Llama-2-13B": Shape(40, 5120, 13824, 40, 40, 128, 32000, False),
+    "Llama-2-70B": Shape(80, 8192, 28672, 64, 8, 128, 32000, False),
+}
+
+
+def target_names(shape: Shape, targets: str) -> list[str]:
+    """The linear layers that ``targets`` names: "all-linear" or names joined by commas.
+
+    Raises:
+        ValueError: for a name that the model does not have.
+    """
+    if targets == "all-linear":
+        return list(shape.linears)
+    names = [name.strip() for name in targets.split(",")]
+    if unknown := [name for name in names if name not in shape.linears]:
+        raise ValueError(f"no layer is called {', '.join(unknown)}; there are {', '.join(shape.linears)}")
+    return names
+
+
+def lora_parameters(shape: Shape, rank: int, targets: str) -> int:
+    """Parameters of LoRA: A is r x in and B is out x r, so r (in + out) for each adapted layer."""
+    return shape.layers * sum(rank * sum(shape.linears[name]) for name in target_names(shape, targets))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted bytes, by part."""
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    cast_weights: float  # the bf16 copies that autocast keeps of fp32 weights
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> int:
+        return int(sum(getattr(self, f.name) for f in fields(self)))
+
+    def to_dict(self) -> dict[str, int]:
+        return {f.name: int(getattr(self, f.name)) for f in fields(self)} | {"total": self.total}
+
+
+def predict(
+    shape: Shape,
+    method: str,
+    *,
+    batch: int,
+    length: int,
+    rank: int = 8,
+    targets: str = "all-linear",
+    precision: str = "bf16",
+    attention: str = "sdpa",
+    checkpointing: bool = False,
+    dropout: float = 0.0,
+) -> Prediction:
+    """Predict the peak of one training step as this project trains: AdamW in fp32, no gradient accumulation buffers.
+
+    What is trained is kept in fp32; what is frozen is kept in the precision of the arithmetic, or in NF4 for qlora.
+
+    Args:
+        shape: the model's sizes.
+        method: one of ``helpers.settings.METHODS``.
+        batch, length: rows on the device at a time and tokens in the longest, padding included.
+        rank, targets, dropout: of the adapter; ignored by ``full``.
+        precision: "bf16" or "fp32", of the arithmetic.
+        attention: "sdpa" keeps no attention matrix, "eager" keeps it.
+        checkpointing: whether each block is run again in the backward pass instead of kept.
+    """
+    size = 2 if precision == "bf16" else 4
+    full = method == "full"
+    trained = shape.parameters if full else lora_parameters(shape, rank, targets)
+    frozen_dense = 0 if full else shape.parameters - (shape.block_weights if method == "qlora" else 0)
+    weights = 4 * shape.parameters if full else size * frozen_dense
+    if method == "qlora":
+        weights += NF4_BYTES * shape.block_weights
+    cast = size * shape.parameters if full and size == 2 else 0
+    tokens = batch * length
+    block = tokens * _saved_per_token(shape, method, rank, targets, size, dropout)
+    if attention == "eager":
+        block += batch * shape.heads * length**2 * (2 * size + 4)
+    kept = tokens * shape.hidden * size
+    activations = shape.layers * kept + block if checkpointing else shape.layers * block
+    logits = tokens * shape.vocabulary * 4 * 2 / 4  # a quarter at a time, with its gradient
+    return Prediction(
+        weights=weights,
+        adapter=0 if full else 4 * trained,
+        gradients=4 * trained,
+        optimizer=8 * trained,
+        cast_weights=cast,
+        activations=activations + kept,
+        logits=logits,
+    )
+
+
+def _saved_per_token(shape: Shape, method: str, rank: int, targets: str, size: int, dropout: float) -> float:
+    """Bytes that one block keeps for the backward pass, for each token."""
+    h, i = shape.hidden, shape.intermediate
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    full = method == "full"
+    norms = 2 * (4 * h + (size * h if full else 0))  # the fp32 input, and the product's bf16 factor
+    attention = size * (q + 2 * kv + q) + 4 * shape.heads  # q, k, v, output and the softmax sums
+    mlp = size * 3 * i  # gate, silu(gate), up
+    adapted = list(shape.linears) if full else target_names(shape, targets)
+    inputs = {"q_proj": h, "k_proj": 0, "v_proj": 0, "o_proj": q, "gate_proj": h, "up_proj": 0, "down_proj": i}
+    if not full and "q_proj" not in adapted and {"k_proj", "v_proj"} & set(adapted):
+        inputs["v_proj"] = h
+    linears = size * sum(inputs[name] for name in adapted)
+    if not full:
+        linears += size * rank * len(adapted)
+        linears += (1 + size) * sum(shape.linears[name][0] for name in adapted) if dropout else 0
+    return norms + attention + mlp + linears

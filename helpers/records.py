@@ -1,0 +1,186 @@
+"""Run records: what a run was given, what it did and what came out, as one JSON file. Standard library only.
+
+A record is written last and in one step (a temporary file, then a rename), so that the existence of
+``record.json`` means that the run finished. What is unknown is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+VERSION = 1
+FILE_NAME = "record.json"
+REFERENCE = Path(__file__).resolve().parent / "reference"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
+
+
+class RecordError(ValueError):
+    """A record that is missing, damaged, of another version or incomplete; the message names the file."""
+
+
+@dataclass
+class RunRecord:
+    """One run. Bytes are plain integers, times are seconds, losses are nats per supervised token."""
+
+    method: str  # "base" for the untouched model, otherwise one of settings.METHODS
+    profile: str
+    seed: int
+    status: str = "started"  # started, ok
+    version: int = VERSION
+    started: str = ""  # ISO 8601, UTC
+    finished: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None  # whether the working tree had uncommitted changes
+    environment: dict = field(default_factory=dict)  # versions and platform, from an allow-list
+    device: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)  # source, revision, fingerprint, parameters
+    data: dict = field(default_factory=dict)  # source, fingerprints of the splits, counts
+    decisions: dict = field(default_factory=dict)  # precision, attention, checkpointing, each with its reason
+    guards: list = field(default_factory=list)  # {"name", "detail"}; a guard that fails stops the run
+    steps: list = field(default_factory=list)  # {"step", "loss", "grad_norm", "learning_rate", "seconds"}
+    training: dict = field(default_factory=dict)  # tokens, seconds, trainable and total parameters
+    memory: dict = field(default_factory=dict)  # predicted by part, measured peak, timeline
+    evaluation: dict | None = None
+    files: dict = field(default_factory=dict)  # name -> bytes of what was saved
+    update: list = field(default_factory=list)  # singular values of the weight update, by layer
+    note: str | None = None
+
+    def save(self, folder: Path) -> Path:
+        """Write ``record.json`` into the folder in one step, marked finished, and return its path.
+
+        Raises:
+            RecordError: where the disk is full or the folder cannot be written; nothing partial is left.
+        """
+        self.status, self.finished = "ok", self.finished or now()
+        path = Path(folder) / FILE_NAME
+        write_atomically(path, json.dumps(_finite(asdict(self)), indent=1))
+        return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either there whole or not at all.
+
+    Raises:
+        RecordError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(f"{path} could not be written: {error.strerror}; free some space or choose another folder")
+
+
+def _finite(value):
+    """JSON has no NaN: a value that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_KINDS = {f.name: f.type.split(" | ")[0] for f in fields(RunRecord)}
+
+
+def load(path: Path) -> RunRecord:
+    """Read and validate one record.
+
+    Args:
+        path: the file, or the folder of a run.
+
+    Raises:
+        RecordError: names the file and what is wrong with it.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"there is no finished run in {path.parent}: {path.name} is not there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is damaged ({error}); run the notebook that wrote it again") from None
+    if not isinstance(raw, dict) or "version" not in raw:
+        raise RecordError(f"{path} is not a run record")
+    if raw["version"] != VERSION:
+        raise RecordError(
+            f"{path} is a record of version {raw['version']}, this code reads version {VERSION}; "
+            "run the notebook that wrote it again"
+        )
+    missing, unknown = sorted(_KINDS.keys() - raw.keys()), sorted(raw.keys() - _KINDS.keys())
+    if missing or unknown:
+        words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise RecordError(f"{path} {' and '.join(words)}; run the notebook that wrote it again")
+    for name, kind in _KINDS.items():
+        optional = raw[name] is None and "None" in RunRecord.__dataclass_fields__[name].type
+        if not optional and type(raw[name]).__name__ != kind:
+            raise RecordError(f"{path}: {name} should be of type {kind}, not {type(raw[name]).__name__}")
+    if raw["status"] != "ok":
+        raise RecordError(f"{path}: this run did not finish (status {raw['status']!r})")
+    return RunRecord(**raw)
+
+
+def load_series(folder: Path) -> list[RunRecord]:
+    """Every finished run under a folder such as ``runs/small``, ordered by method and seed."""
+    found = [load(path) for path in sorted(Path(folder).glob(f"*/{FILE_NAME}"))]
+    order = {"base": 0, "full": 2}
+    return sorted(found, key=lambda r: (order.get(r.method, 1), r.method, r.seed))
+
+
+def load_reference(name: str) -> list[RunRecord]:
+    """The committed records of a reference series, such as ``small-cpu``: ``helpers/reference/<name>/*.json``."""
+    return [load(path) for path in sorted((REFERENCE / name).glob("*.json"))]
+
+
+def now() -> str:
+    """The present time in UTC, to the second, as ISO 8601."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def environment() -> dict[str, str | None]:
+    """Versions of the packages that decide a result, and the platform. An allow-list: never ``os.environ``."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit checked out in a folder and whether it has uncommitted changes; (None, None) outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def begin(settings, method: str | None = None) -> RunRecord:
+    """A record of a run that starts now, with identity, environment and settings filled in."""
+    from helpers.settings import ROOT  # a record can be read without any settings
+
+    commit, dirty = git_state(ROOT)
+    return RunRecord(
+        method=method or settings.method, profile=settings.profile, seed=settings.seed, started=now(),
+        commit=commit, dirty=dirty, environment=environment(), settings=settings.table(),
+    )  # fmt: skip

@@ -1,0 +1,212 @@
+"""Settings of a run and the profiles they come from: the only place where configuration lives.
+
+Never imports torch, so that reading records and comparing runs works on any machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("full", "lora", "qlora", "dora", "rslora", "adalora")
+ALL_LINEAR = "all-linear"
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the result of a run. Frozen: derive another with :meth:`change`.
+
+    Lengths are in tokens, rates are per optimizer step, ``None`` means "decided at run time and recorded".
+    """
+
+    profile: str
+    method: str  # one of METHODS
+    seed: int
+    # the model
+    model: str  # "tiny", "smollm2-135m", a hub id or a folder
+    revision: str | None  # 40 hexadecimal digits for a hub model, None for what is made or packaged here
+    # the data
+    data: str  # "bundled", a hub id, or a JSONL, CSV or Parquet file
+    data_revision: str | None
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    harder_rows: int  # bundled data only: the family whose phrasing is held out
+    max_length: int
+    # the adapter (ignored by `full`)
+    rank: int
+    alpha: int
+    dropout: float
+    targets: str  # "all-linear" or names joined by commas, as in "q_proj,v_proj"
+    # the optimisation
+    learning_rate: float
+    max_steps: int
+    batch_size: int  # rows on the device at a time
+    accumulation: int  # such batches for each optimizer step
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    # how the device is used: None lets helpers.device decide and say why
+    precision: str | None = None  # "bf16" or "fp32": of the arithmetic and of frozen weights
+    attention: str | None = None  # "sdpa" or "eager"
+    checkpointing: bool | None = None
+    # the evaluation
+    max_new_tokens: int = 64
+    eval_batch_size: int = 40
+    # where results go
+    runs_dir: str = "runs"
+
+    @property
+    def adapter(self) -> bool:
+        """Whether the method trains an adapter on a frozen base."""
+        return self.method != "full"
+
+    @property
+    def folder(self) -> Path:
+        """Where this run is kept: ``runs/<profile>/<method>-s<seed>``; a relative ``runs_dir`` is of the repository."""
+        return self.series_folder / f"{self.method}-s{self.seed}"
+
+    @property
+    def series_folder(self) -> Path:
+        """Where all runs of this profile are kept."""
+        return ROOT / self.runs_dir / self.profile
+
+    def change(self, **changes) -> Settings:
+        """A copy with some settings changed; a value of None keeps the present one.
+
+        Raises:
+            SettingsError: for an unknown name, a wrong type or a value out of range.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **{name: checked(name, value) for name, value in changes.items()})
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with any setting that can change the result."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("runs_dir", "eval_batch_size")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+    def table(self) -> dict[str, object]:
+        """The settings as one column of names and values, for a notebook to show."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+_TYPES = {f.name: f.type for f in fields(Settings)}
+_AT_LEAST_ONE = {
+    "train_rows", "test_rows", "max_length", "rank", "alpha", "max_steps",
+    "batch_size", "accumulation", "max_new_tokens", "eval_batch_size",
+}  # fmt: skip
+_CHOICES = {
+    "method": METHODS,
+    "precision": ("bf16", "fp32"),
+    "attention": ("sdpa", "eager"),
+    "schedule": ("constant", "constant_with_warmup", "linear", "cosine"),
+}
+
+
+def nearest(name: str, known) -> str:
+    """A clause that names the closest of the known names, or lists them all."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def checked(name: str, value):
+    """The value of one setting, of the right type and in range.
+
+    Raises:
+        SettingsError: says the setting, what was given and what is expected.
+    """
+    if name not in _TYPES:
+        raise SettingsError(f"there is no setting {name!r}; {nearest(name, _TYPES)}")
+    expected = _TYPES[name].split(" | ")[0]
+    if expected == "float" and type(value) is int:
+        value = float(value)
+    if type(value).__name__ != expected:
+        raise SettingsError(f"{name} must be of type {expected}, not {type(value).__name__} ({value!r})")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise SettingsError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+    if expected in ("int", "float") and not isinstance(value, bool):
+        least = 1 if name in _AT_LEAST_ONE else 0
+        if not value >= least or value == float("inf"):
+            raise SettingsError(f"{name} must be {'at least 1' if least else 'zero or more'}, not {value!r}")
+        if name == "dropout" and value >= 1:
+            raise SettingsError(f"dropout is a probability below 1, not {value!r}")
+        if name == "learning_rate" and not 0 < value < 1:
+            raise SettingsError(f"learning_rate must lie between 0 and 1, not {value!r}")
+    if expected == "str" and not value.strip():
+        raise SettingsError(f"{name} must not be empty")
+    return value
+
+
+# A learning rate for each method; methods not listed take the rate of `lora`. The rates of `small` were chosen by the
+# sweep whose records lie in helpers/reference (see the notebook 04_compare).
+_RATES = {
+    "tiny": {"full": 5e-3, "lora": 1e-2},
+    "small": {"full": 2e-4, "lora": 1e-3},
+    "llama2-7b": {"full": 2e-5, "lora": 2e-4},
+    "llama3-8b": {"full": 2e-5, "lora": 2e-4},
+}
+_COMMON = dict(
+    seed=0, revision=None, data="bundled", data_revision=None, dropout=0.0, targets=ALL_LINEAR, accumulation=1,
+    schedule="cosine", warmup_steps=5, weight_decay=0.0, max_grad_norm=1.0,
+)  # fmt: skip
+PROFILES: dict[str, dict] = {
+    # a random two-layer Llama, made offline in a second: for the tests
+    "tiny": _COMMON | dict(
+        model="tiny", train_rows=320, validation_rows=20, test_rows=20, harder_rows=10, max_length=160,
+        rank=8, alpha=16, max_steps=40, batch_size=8, max_new_tokens=24,
+    ),
+    # the default: a real model that a laptop can tune in minutes
+    "small": _COMMON | dict(
+        model="smollm2-135m", train_rows=960, validation_rows=80, test_rows=120, harder_rows=40, max_length=160,
+        rank=16, alpha=32, max_steps=120, batch_size=8, max_new_tokens=64,
+    ),
+    # the published walkthroughs: needs a GPU and the hub
+    "llama2-7b": _COMMON | dict(
+        model="NousResearch/Llama-2-7b-chat-hf", revision="351844e75ed0bcbbe3f10671b3c808d2b83894ee",
+        data="mlabonne/guanaco-llama2-1k", train_rows=850, validation_rows=50, test_rows=100, harder_rows=0,
+        max_length=1024, rank=8, alpha=8, targets="q_proj,v_proj", max_steps=212, batch_size=4,
+        max_new_tokens=200, eval_batch_size=8,
+    ),
+    # Radeon and other cards of 24 to 48 GB, in 4 bits: needs a GPU and the hub
+    "llama3-8b": _COMMON | dict(
+        model="NousResearch/Meta-Llama-3-8B-Instruct", revision="53346005fb0ef11d3b6a83b12c895cca40156b6c",
+        data="meta-math/MetaMathQA", data_revision="aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", train_rows=2000,
+        validation_rows=50, test_rows=200, harder_rows=0, max_length=512, rank=16, alpha=32, max_steps=250,
+        batch_size=8, max_new_tokens=256, eval_batch_size=16,
+    ),
+}  # fmt: skip
+
+
+def settings_for(profile: str, method: str = "lora", **changes) -> Settings:
+    """The settings of a profile and a method, with the reader's changes applied.
+
+    Args:
+        profile: one of :data:`PROFILES`.
+        method: one of :data:`METHODS`; it decides the default learning rate.
+        changes: settings by name; None keeps the profile's value.
+
+    Raises:
+        SettingsError: for an unknown profile or method, or a change that is not valid.
+    """
+    if profile not in PROFILES:
+        raise SettingsError(f"there is no profile {profile!r}; {nearest(str(profile), PROFILES)}")
+    if method not in METHODS:
+        raise SettingsError(f"there is no method {method!r}; {nearest(str(method), METHODS)}")
+    rates = _RATES[profile]
+    settings = Settings(
+        profile=profile, method=method, learning_rate=rates.get(method, rates["lora"]), **PROFILES[profile]
+    )
+    settings = settings.change(**changes)
+    if os.environ.get("RUNS_DIR") and changes.get("runs_dir") is None:
+        settings = settings.change(runs_dir=os.environ["RUNS_DIR"])
+    return settings

@@ -1,0 +1,258 @@
+"""One training path for every method, through TRL's SFTTrainer: ``train(settings, data) -> Trained``.
+
+The only module that imports trl. Rows come tokenized from helpers.data, in the order helpers.data fixes; what differs
+between full fine-tuning and the adapters is the model that is handed to the trainer, nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from helpers import guards, records
+from helpers.data import IGNORED, Data, fingerprint, training_order
+from helpers.device import GB, MemoryMonitor, decide, describe, free_memory, quiet
+from helpers.evaluation import held_out_loss
+from helpers.inference import save_model
+from helpers.memory import Shape, predict
+from helpers.models import (
+    adapter_config,
+    base_fingerprint,
+    base_folder,
+    folder_sizes,
+    load_base,
+    load_tokenizer,
+    save_adapter,
+)
+from helpers.settings import Settings
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot start or had to stop; the message says at which step and why."""
+
+
+@dataclass
+class Trained:
+    """A finished training: the model as it was saved, its tokenizer, and the record, not yet saved."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    record: records.RunRecord
+    folder: Path
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer that marks the phases of a step and, on a CPU, computes the loss of supervised tokens only.
+
+    TRL's own head works in fp32 off the GPU. Here the hidden states of the supervised positions are picked first, so
+    the output head, a fifth of a small model's arithmetic, runs on those alone; the loss is the same sum.
+    """
+
+    monitor: MemoryMonitor | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.monitor:
+            self.monitor.mark("forward")
+        if self.args.device.type == "cpu":
+            loss = self._supervised_loss(inputs, num_items_in_batch)
+        else:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.monitor:
+            self.monitor.mark("backward")
+        return loss
+
+    def _supervised_loss(self, inputs: dict, num_items_in_batch) -> torch.Tensor:
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = base.model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        ).last_hidden_state[:, :-1]
+        targets = inputs["labels"][:, 1:]
+        kept = targets != IGNORED
+        logits = base.lm_head(hidden[kept]).float()
+        total = F.cross_entropy(logits, targets[kept], reduction="sum")
+        return total / (num_items_in_batch if num_items_in_batch is not None else kept.sum())
+
+
+class Steps(TrainerCallback):
+    """Keeps every step's figures, draws the progress line, marks phases, and stops at a loss that is not finite."""
+
+    def __init__(self, monitor: MemoryMonitor, progress):
+        self.monitor, self.progress = monitor, progress
+        self.steps: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.start = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.monitor.mark("step")
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in logs:
+            return
+        entry = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"),
+                 "learning_rate": logs.get("learning_rate"), "seconds": time.perf_counter() - self.start}  # fmt: skip
+        for name in ("loss", "grad_norm"):
+            if entry[name] is not None and not torch.isfinite(torch.tensor(entry[name])):
+                raise TrainingError(
+                    f"the {name} at step {state.global_step} is {entry[name]}: training stopped, nothing was saved; "
+                    "lower learning_rate, or set precision to 'fp32' to see whether the arithmetic is at fault"
+                )
+        self.steps.append(entry)
+        self.progress.update(1)
+        self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+
+
+def _arguments(settings: Settings, folder: Path, kind: str, decisions: dict) -> SFTConfig:
+    arguments = SFTConfig(
+        output_dir=str(folder / "trainer"), max_steps=settings.max_steps, seed=settings.seed,
+        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
+        warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
+        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
+        bf16=decisions["precision"]["value"] == "bf16", use_cpu=kind == "cpu",
+        gradient_checkpointing=decisions["checkpointing"]["value"],
+        max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
+        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=kind != "cpu",
+    )  # fmt: skip
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel
+    return arguments
+
+
+def train(
+    settings: Settings, data: Data, adapter: PeftConfig | None = None, model: torch.nn.Module | None = None
+) -> Trained:
+    """Fine-tune the base model of the settings, prove what was trained, and save the result.
+
+    Args:
+        settings: method, data order, optimisation.
+        data: the encoded splits.
+        adapter: the PEFT configuration; by default that of the method.
+        model: a model to start from instead of a fresh load. It must equal the base in its files.
+
+    Returns:
+        The model as saved (a full model in the precision of the arithmetic, an adapter on its base), and a record
+        that lacks only the evaluation.
+
+    Raises:
+        GuardError: if the run is not what its name says.
+        TrainingError: if the loss is not finite, or the device has too little memory.
+    """
+    from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
+
+    record, started = records.begin(settings), time.perf_counter()
+    device = describe()
+    tokenizer = load_tokenizer(settings)
+    folder = settings.folder
+    shutil.rmtree(folder, ignore_errors=True)  # a record that exists must belong to what lies beside it
+    folder.mkdir(parents=True)
+    order = training_order(data, settings)
+    longest = max(len(e.input_ids) for e in order)
+
+    with MemoryMonitor(device) as monitor:
+        from transformers import AutoConfig
+
+        shape = Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
+        sizes = dict(batch=settings.batch_size, length=longest, rank=settings.rank, targets=settings.targets,
+                     dropout=settings.dropout)  # fmt: skip
+        first = predict(shape, settings.method, **sizes, precision="bf16" if device.bf16 else "fp32",
+                        attention="eager" if device.kind == "cpu" else "sdpa")  # fmt: skip
+        decisions = decide(settings, device, first.total)
+        precision, attention = decisions["precision"]["value"], decisions["attention"]["value"]
+        predicted = predict(shape, settings.method, **sizes, precision=precision, attention=attention,
+                            checkpointing=decisions["checkpointing"]["value"])  # fmt: skip
+        set_seed(settings.seed)
+        load = time.perf_counter()
+        fresh = model is None
+        if fresh:
+            model = load_base(settings, precision, attention, device.torch_name)
+        checks = guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
+        if not fresh:
+            checks.append(guards.is_fresh(model, load_base(settings.change(method="full"), "fp32")))
+        if settings.adapter and not isinstance(model, PeftModel):
+            set_seed(settings.seed)
+            model = get_peft_model(model, adapter or adapter_config(settings))
+        checks += guards.trains_what_it_says(model, settings)
+        trainable, total = guards.count(model)
+        watch = guards.WeightWatch(model)
+        load = time.perf_counter() - load
+        validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
+
+        progress = tqdm(total=settings.max_steps, desc=f"{settings.method}", unit="step", mininterval=2, ncols=88)
+        steps = Steps(monitor, progress)
+        rows = Dataset.from_dict({"input_ids": [e.input_ids for e in order], "labels": [e.labels for e in order]})
+        with quiet():
+            trainer = Trainer(
+                model=model, args=_arguments(settings, folder, device.kind, decisions), train_dataset=rows,
+                processing_class=tokenizer, callbacks=[steps],
+            )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)
+            trainer.monitor = monitor
+            checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), tokenizer))
+            monitor.mark("forward")
+            clock = time.perf_counter()
+            try:
+                trainer.train()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if "out of memory" not in str(error).lower():
+                    raise
+                raise TrainingError(out_of_memory(predicted, device.free_memory)) from None
+            finally:
+                progress.close()
+            seconds = time.perf_counter() - clock
+        monitor.mark("save")
+        moved, share = watch.check(model)
+        checks += moved
+        del trainer, watch
+        memory = monitor.result()
+        if settings.method == "full":
+            model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+            save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
+        else:
+            save_adapter(model, settings, folder / "adapter")
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
+    if data.validation:
+        validation.append(held_out_loss(model, data.validation)["loss"])
+    free_memory()
+
+    tokens = sum(len(e.input_ids) for e in order)
+    record.device, record.decisions = device.to_dict(), decisions
+    record.model = {"source": settings.model, "revision": settings.revision,
+                    "fingerprint": base_fingerprint(base_folder(settings)), "parameters": shape.parameters}  # fmt: skip
+    record.data = data.summary() | {"order": fingerprint(order)}
+    record.guards = [check.to_dict() for check in checks]
+    record.steps = steps.steps
+    record.training = {
+        "trainable": trainable, "total": total, "tokens": tokens,
+        "supervised_tokens": sum(label != IGNORED for e in order for label in e.labels),
+        "padded_tokens": _padded(order, settings.batch_size), "load_seconds": load, "train_seconds": seconds,
+        "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
+        "devices_visible": device.count, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    record.memory = memory | {"predicted": predicted.to_dict()}
+    record.files = folder_sizes(folder)
+    return Trained(model, tokenizer, record, folder)
+
+
+def _padded(order: list, batch_size: int) -> int:
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return sum(len(b) * max(len(e.input_ids) for e in b) for b in batches)
+
+
+def out_of_memory(predicted, free: int) -> str:
+    """What to say when a device runs out of memory: the predicted split and three ways out."""
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in predicted.to_dict().items() if size > 0.05 * GB)
+    return (
+        f"the device ran out of memory: {free / GB:.1f} GB were free, predicted were (GB) {parts}. Ways out: a smaller "
+        "batch_size with more accumulation (same result), checkpointing=True (slower, fewer activations), or a method "
+        "with fewer trained weights (lora, then qlora)"
+    )
