@@ -7,7 +7,6 @@ on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import subprocess
@@ -192,8 +191,12 @@ class MemoryMonitor:
     def result(self, points: int = 400) -> dict:
         """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
         on_gpu = self.kind != "cpu"
-        peak = torch.cuda.max_memory_allocated(0) - self.before if on_gpu else max((s[1] for s in self.samples), default=0)
-        early = [s for s in self.samples if s[0] <= self.samples[0][0] + 15][: points // 2]  # load and first steps whole
+        peak = (
+            torch.cuda.max_memory_allocated(0) - self.before if on_gpu else max((s[1] for s in self.samples), default=0)
+        )
+        early = [s for s in self.samples if s[0] <= self.samples[0][0] + 15][
+            : points // 2
+        ]  # load and first steps whole
         late = self.samples[len(early) :]
         thinned = early + late[:: max(1, len(late) // (points // 2))]
         return {
@@ -228,16 +231,3 @@ def quiet():
         logging.set_verbosity(level)
         logging.enable_progress_bar()
         enable_progress_bars()
-
-
-def allocator_environment() -> dict[str, str]:
-    """Environment variables to set before a kernel starts: glibc keeps freed blocks instead of returning them.
-
-    Measured with tests/benchmarks on a CPU; without effect on GPU memory.
-    """
-    return {
-        "MALLOC_TRIM_THRESHOLD_": "-1",
-        "MALLOC_MMAP_THRESHOLD_": str(2**32),
-        "MALLOC_TOP_PAD_": str(2**28),
-        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
-    }

@@ -43,7 +43,9 @@ def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_si
     replies = [""] * len(examples)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        for index, reply in zip(part, generate(model, tokenizer, [examples[i].prompt for i in part], max_new_tokens), strict=True):
+        for index, reply in zip(
+            part, generate(model, tokenizer, [examples[i].prompt for i in part], max_new_tokens), strict=True
+        ):
             replies[index] = reply
     return replies
 

@@ -104,7 +104,9 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
         if "lora_" in name:
             continue
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if plain not in expected or not torch.equal(value.detach().cpu(), expected[plain].detach().cpu().to(value.dtype)):
+        if plain not in expected or not torch.equal(
+            value.detach().cpu(), expected[plain].detach().cpu().to(value.dtype)
+        ):
             raise GuardError(
                 f"fresh base: {plain} is not the weight in the base model's files, so something trained or merged "
                 "this model before; load it again"
@@ -117,7 +119,11 @@ def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
     total, number = hashlib.sha256(), 0
     for name, value in sorted(model.named_parameters()):
         if value.requires_grad == trainable:
-            raw = value.detach().contiguous().view(torch.uint8) if value.dim() else value.detach().view(1).view(torch.uint8)
+            raw = (
+                value.detach().contiguous().view(torch.uint8)
+                if value.dim()
+                else value.detach().view(1).view(torch.uint8)
+            )
             total.update(name.encode())
             total.update(raw.cpu().numpy().tobytes())
             number += 1
@@ -200,7 +206,9 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
             raise GuardError(f"labels: row {number} is supervised towards a token that is not its own")
     held_out = {str(e.prompt) for e in data.test + data.harder + data.validation}
     leaked = [e for e in data.train if str(e.prompt) in held_out]
-    starts = "each turn opens with its own marker, none doubled" if turns else f"exactly one {tokenizer.bos_token} a row"
+    starts = (
+        "each turn opens with its own marker, none doubled" if turns else f"exactly one {tokenizer.bos_token} a row"
+    )
     return [
         Guard("one BOS", f"{len(rows)} rows: {starts}"),
         Guard("EOS supervised", f"{tokenizer.eos_token} is a label in each of {len(rows)} rows"),
@@ -221,9 +229,7 @@ def batch_is_supervised(batch: dict, tokenizer) -> Guard:
     """
     labels, mask = batch["labels"], batch["attention_mask"]
     ends = int((labels == tokenizer.eos_token_id).sum())
-    _require(
-        bool((labels[mask == 0] == IGNORED).all()), "padding ignored", "", "padding takes part in the loss"
-    )
+    _require(bool((labels[mask == 0] == IGNORED).all()), "padding ignored", "", "padding takes part in the loss")
     return _require(
         ends >= len(labels),
         "EOS in the batch",

@@ -64,7 +64,10 @@ def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: 
             use_cache=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
     model.train(was_training)
-    return [text.strip() for text in tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+    return [
+        text.strip()
+        for text in tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
 
 
 def arithmetic(model):

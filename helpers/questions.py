@@ -43,7 +43,7 @@ def _adamw() -> Iterator[dict]:
 
 
 def _full_fp32() -> Iterator[dict]:
-    yield from ({"n": n, "answer": 16 * n} for n in range(1, 101))
+    yield from ({"n": n, "ten": 10 * n, "six": 6 * n, "answer": 16 * n} for n in range(1, 101))
 
 
 def _lora_parameters() -> Iterator[dict]:
@@ -63,9 +63,17 @@ def _effective_batch() -> Iterator[dict]:
 
 
 def _free_memory() -> Iterator[dict]:
-    for total, used in product((16, 24, 32, 48, 64, 80, 96, 128, 192), range(3, 90)):
+    for total, used in product((16, 24, 32, 48, 64, 80, 96), range(2, 60)):
         if used < total:
-            yield {"total": total, "used": used, "answer": total - used}
+            tens, ones = used // 10 * 10, used % 10
+            yield {
+                "total": total,
+                "used": used,
+                "tens": tens,
+                "ones": ones,
+                "rest": total - tens,
+                "answer": total - used,
+            }
 
 
 def _tokens_per_step() -> Iterator[dict]:
@@ -74,7 +82,7 @@ def _tokens_per_step() -> Iterator[dict]:
 
 
 def _lora_scale() -> Iterator[dict]:
-    for r, scale in product((2, 4, 8, 16, 32), range(1, 21)):
+    for r, scale in product((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32), range(1, 13)):
         yield {"r": r, "alpha": r * scale, "answer": scale}
 
 
@@ -112,7 +120,7 @@ _TABLE: tuple[tuple[str, object, tuple[str, ...], str], ...] = (
             "How many GB does full fp32 tuning of {n}B parameters need before activations?",
             "What does full fp32 training of a {n} billion parameter model hold, in GB, without activations?",
         ),
-        "4 + 4 + 8 = 16 bytes. {n} x 16 = {answer}.",
+        "4 + 4 + 8 = 16 bytes. {n} x 10 = {ten}. {n} x 6 = {six}. {ten} + {six} = {answer}.",
     ),
     (
         "lora_parameters",
@@ -153,7 +161,7 @@ _TABLE: tuple[tuple[str, object, tuple[str, ...], str], ...] = (
             "{used} GB of a {total} GB accelerator are taken. How much is free, in GB?",
             "My job holds {used} GB. What can a colleague still use of the {total} GB on this device, in GB?",
         ),
-        "{total} - {used} = {answer}.",
+        "{total} - {tens} = {rest}. {rest} - {ones} = {answer}.",
     ),
     (
         "tokens_per_step",

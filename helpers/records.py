@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def load_reference(name: str) -> list[RunRecord]:
 
 def now() -> str:
     """The present time in UTC, to the second, as ISO 8601."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def environment() -> dict[str, str | None]:

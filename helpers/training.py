@@ -34,6 +34,7 @@ from helpers.models import (
     save_adapter,
 )
 from helpers.settings import Settings
+from helpers.updates import weight_updates
 
 
 class TrainingError(RuntimeError):
@@ -214,6 +215,7 @@ def train(
         checks += moved
         del trainer, watch
         memory = monitor.result()
+        update = weight_updates(model, base_folder(settings), layers=3 if shape.hidden <= 1024 else 1)
         if settings.method == "full":
             model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
             save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
@@ -230,7 +232,7 @@ def train(
                     "fingerprint": base_fingerprint(base_folder(settings)), "parameters": shape.parameters}  # fmt: skip
     record.data = data.summary() | {"order": fingerprint(order)}
     record.guards = [check.to_dict() for check in checks]
-    record.steps = steps.steps
+    record.steps, record.update = steps.steps, update
     record.training = {
         "trainable": trainable, "total": total, "tokens": tokens,
         "supervised_tokens": sum(label != IGNORED for e in order for label in e.labels),

@@ -1,0 +1,63 @@
+# Two commands do all the set-up: `make run-all` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= small
+NOTEBOOKS ?=
+PARAMS ?=
+RUNS_DIR ?= runs
+# torch: for ROCm from PyTorch's own index where a ROCm installation is found, else the pinned version.
+# Override with TORCH="torch==2.13.0 --index-url ..." or TORCH=present for the torch an image already has.
+ROCM_INDEX ?= https://download.pytorch.org/whl/rocm7.1
+TORCH ?= torch==2.13.0$(if $(wildcard /opt/rocm /dev/kfd), --index-url $(ROCM_INDEX))
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# glibc keeps freed blocks instead of handing them back: free speed on a CPU (tests/benchmarks), no effect on a GPU
+export MALLOC_TRIM_THRESHOLD_ := -1
+export MALLOC_MMAP_THRESHOLD_ := 4294967296
+export MALLOC_TOP_PAD_ := 268435456
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup model run-all lab test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make run-all PROFILE=tiny NOTEBOOKS=\"00 01 02\" PARAMS=\"max_steps=5 seed=1\" RUNS_DIR=some/folder"
+
+setup: $(READY)  ## make the environment in .venv: torch first, then the pinned packages around it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is %d.%d: set PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(if $(filter present,$(TORCH)),--system-site-packages) $(VENV)
+	@$(PY) -c 'import torch' 2>/dev/null || { test "$(TORCH)" != present || { echo "error: TORCH=present, but this Python has no torch"; exit 1; }; \
+	  echo "installing $(firstword $(TORCH))"; $(PY) -m pip install --quiet --disable-pip-version-check $(TORCH); }
+	@$(PY) -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/torch.txt
+	@echo "installing the other packages around $$(cat $(VENV)/torch.txt)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[test]'
+	@$(PY) -m pip check
+	@touch $@
+
+model: $(READY)  ## fetch the base model of PROFILE
+	@$(PY) -m helpers.models $(PROFILE)
+
+run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
+	@$(PY) -m helpers.runner --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)" --params "$(PARAMS)" --runs-dir "$(RUNS_DIR)"
+
+lab: $(READY)  ## open JupyterLab on this machine only, with its token
+	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
+
+test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest $(TEST_ARGS)
+
+lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed notebooks
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
+
+clean:  ## remove results and caches; keeps the environment and the models
+	rm -rf runs .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""What records can say about methods: whether they are comparable, how sure a difference is, and in which words.
+
+Works from records alone: nothing here trains, loads a model or imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import mean, stdev
+
+import pandas
+
+from helpers.records import RunRecord
+
+GB = 1e9
+# Figures of AMD's published walkthroughs, as printed there, with what has to be known to read them.
+PUBLISHED = (
+    {"source": "AMD blog, 2024-02-01", "device": "one MI250 (two dies)", "method": "lora", "seconds": 484.8, "final loss": 1.377,
+     "caveat": "fp32; 1,000 rows, batch 4"},
+    {"source": "AMD blog, 2024-02-01", "device": "one MI250 (two dies)", "method": "full", "seconds": 10993.8, "final loss": 1.368,
+     "caveat": "fp32; learning rate 100 times lower; memory full, so mostly waiting"},
+    {"source": "ROCm docs, 2024", "device": "MI300X", "method": "lora", "seconds": 197.5, "final loss": 1.417,
+     "caveat": "fp32; 125 steps of 8 at batch 4: two devices took part"},
+    {"source": "ROCm docs, 2024", "device": "MI300X", "method": "full", "seconds": 419.5, "final loss": 1.412,
+     "caveat": "as printed, this run trains the LoRA adapter again, not all parameters"},
+)  # fmt: skip
+
+
+class NotComparable(ValueError):
+    """Records of runs that differ in something other than the method; the message says in what."""
+
+
+def comparability(records: list[RunRecord]) -> dict[str, object]:
+    """What all records share, checked: base model, evaluation rows, and for trained ones the rows in their order.
+
+    Returns:
+        The shared values by name.
+
+    Raises:
+        NotComparable: names the field and the two values.
+    """
+    if not records:
+        raise NotComparable("there are no records to compare")
+    fields = {
+        "base model": lambda r: r.model.get("fingerprint"),
+        "evaluation rows": lambda r: (r.evaluation or {}).get("fingerprint"),
+        "longest answer": lambda r: r.settings.get("max_new_tokens"),
+    }
+    for_trained = {
+        "training rows": lambda r: r.data["fingerprints"]["train"],
+        "supervised tokens": lambda r: r.training.get("supervised_tokens"),
+        "precision": lambda r: r.decisions["precision"]["value"],
+        "device": lambda r: r.device.get("name"),
+    }
+    shared: dict[str, object] = {}
+    trained = [r for r in records if r.method != "base"]
+    for part, names in ((records, fields), (trained, for_trained)):
+        for name, get in names.items():
+            values = {f"{r.method}-s{r.seed}": get(r) for r in part}
+            if len(set(map(str, values.values()))) > 1:
+                first = next(iter(values))
+                other = next(run for run in values if str(values[run]) != str(values[first]))
+                raise NotComparable(
+                    f"{name} differ: {first} has {values[first]}, {other} has {values[other]}; run both with the same settings"
+                )
+            shared[name] = next(iter(values.values()), None)
+    for seed in sorted({r.seed for r in trained}):
+        orders = {r.method: r.data["order"] for r in trained if r.seed == seed}
+        if len(set(orders.values())) > 1:
+            raise NotComparable(f"the order of the rows differs between {', '.join(orders)} at seed {seed}")
+    shared["order of rows"] = "the same for each method at each seed"
+    return shared
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927), as two shares between 0 and 1."""
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired(first: list[int], second: list[int]) -> dict[str, float]:
+    """The exact McNemar test on the same questions: how many only one got right, and the two-sided p-value.
+
+    Raises:
+        ValueError: if the lists differ in length.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired results differ in length: {len(first)} and {len(second)}")
+    pairs = list(zip(first, second, strict=True))
+    only_first, only_second = pairs.count((1, 0)), pairs.count((0, 1))
+    n, k = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n if n else 1.0
+    return {
+        "both": pairs.count((1, 1)), "only_first": only_first, "only_second": only_second,
+        "neither": pairs.count((0, 0)), "p": min(1.0, 2 * tail),
+    }  # fmt: skip
+
+
+def by_method(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records of each method, in the order given."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.method, []).append(record)
+    return groups
+
+
+def accuracy(records: list[RunRecord], part: str = "exact_match") -> tuple[int, int] | None:
+    """Right answers and questions over all seeds, or None where nothing was scored."""
+    scores = [r.evaluation[part] for r in records if r.evaluation and r.evaluation[part] is not None]
+    return (sum(map(sum, scores)), sum(map(len, scores))) if scores else None
+
+
+def _spread(values: list[float], digits: int, scale: float = 1.0) -> str:
+    shown = f"{mean(values) / scale:,.{digits}f}"
+    return f"{shown} ± {stdev(values) / scale:.{digits}f}" if len(values) > 1 else shown
+
+
+def table(records: list[RunRecord]) -> pandas.DataFrame:
+    """One column a method: what was trained, memory, time, losses, score. Means over seeds, ± one standard deviation."""
+    columns = {}
+    for method, runs in by_method(records).items():
+        column: dict[str, str] = {"seeds": ", ".join(str(r.seed) for r in runs)}
+        if method != "base":
+            training = [r.training for r in runs]
+            column["trainable parameters"] = f"{training[0]['trainable']:,}"
+            column["share of the model"] = f"{100 * training[0]['trainable'] / runs[0].model['parameters']:.2f} %"
+            column["learning rate"] = f"{runs[0].settings['learning_rate']:g}"
+            column["peak memory, GB"] = _spread([r.memory["peak"] for r in runs], 2, GB)
+            column["training time, s"] = _spread([t["train_seconds"] for t in training], 0)
+            column["tokens per second"] = _spread([t["tokens_per_second"] for t in training], 0)
+            column["saved, MB"] = _spread([sum(r.files.values()) for r in runs], 1, 1e6)
+            column["elements changed"] = _spread([100 * t["changed_share"] for t in training], 2) + " %"
+        column["held-out loss"] = _spread([r.evaluation["loss"] for r in runs], 4)
+        for name, part in (("exact match", "exact_match"), ("exact match, new phrasing", "harder")):
+            if counts := accuracy(runs, part):
+                low, high = wilson(*counts)
+                column[name] = f"{counts[0]}/{counts[1]} = {100 * counts[0] / counts[1]:.0f} %"
+                column[f"{name}, 95 %"] = f"{100 * low:.0f} to {100 * high:.0f} %"
+        columns[method] = column
+    return pandas.DataFrame(columns).fillna("")
+
+
+def conclusions(records: list[RunRecord], first: str = "lora", second: str = "full", level: float = 0.05) -> list[str]:
+    """Sentences on two methods, computed from their records; "no difference shown" where the test shows none."""
+    groups = by_method(records)
+    if first not in groups or second not in groups:
+        raise NotComparable(f"both {first} and {second} are needed, there are {', '.join(groups) or 'no records'}")
+    a, b = groups[first], groups[second]
+    said = []
+
+    def average(runs: list[RunRecord], get) -> float:
+        return mean(get(r) for r in runs)
+
+    for what, unit, get in (
+        ("parameters trained", "", lambda r: r.training["trainable"]),
+        ("peak memory", "", lambda r: r.memory["peak"]),
+        ("bytes saved", "", lambda r: sum(r.files.values())),
+    ):
+        x, y = average(a, get), average(b, get)
+        more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
+        said.append(f"{what.capitalize()}: {more} takes {ratio:.3g} times what {less} takes.{unit}")
+    x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in (a, b))
+    faster, ratio = (first, x / y) if x >= y else (second, y / x)
+    said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
+    seeds = sorted({r.seed for r in a} & {r.seed for r in b})
+    if (right := accuracy(a)) and (other := accuracy(b)) and seeds:
+        results = [[q for r in runs if r.seed in seeds for q in r.evaluation["exact_match"]] for runs in (a, b)]
+        test = paired(*results)
+        shares = (
+            f"{first} answers {100 * right[0] / right[1]:.0f} % exactly, {second} {100 * other[0] / other[1]:.0f} %"
+        )
+        counts = f"{test['only_first']} questions only {first} got right, {test['only_second']} only {second}; p = {test['p']:.2g}"
+        if test["p"] >= level:
+            verdict = "no difference shown"
+        else:
+            verdict = f"{first if test['only_first'] > test['only_second'] else second} is better here"
+        said.append(f"Accuracy: {shares}; {verdict} ({counts}).")
+        if len(seeds) < 3:
+            said.append(
+                f"This rests on {len(seeds)} seed{'s' * (len(seeds) > 1)}: the test covers the choice of questions, not "
+                "the luck of a run. Three seeds or more are needed for a claim about the methods."
+            )
+    if "base" in groups and (before := accuracy(groups["base"])):
+        said.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
+    return said

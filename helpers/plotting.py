@@ -1,0 +1,145 @@
+"""Figures from records and counts. Each function takes an Axes, draws on it and returns it; none writes a file.
+
+Colours are told apart by colour-blind readers (Okabe and Ito), and no figure relies on colour alone.
+"""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from helpers.comparison import GB, accuracy, by_method, wilson
+from helpers.records import RunRecord
+
+COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
+           "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
+DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)),
+          "adalora": (0, (3, 3))}  # fmt: skip
+HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "adalora": "++"}
+PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "gradients": "#E69F00", "optimizer": "#D55E00",
+         "cast_weights": "#F0E442", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
+PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
+
+
+def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
+    """Training loss by step, one line a run, averaged over the last ``smooth`` steps."""
+    for record in records:
+        losses = [s["loss"] for s in record.steps]
+        if not losses:
+            continue
+        line = [sum(losses[max(0, i - smooth + 1) : i + 1]) / min(i + 1, smooth) for i in range(len(losses))]
+        axes.plot(
+            [s["step"] for s in record.steps], line, color=COLOURS[record.method], linestyle=DASHES[record.method],
+            label=f"{record.method}, seed {record.seed}",
+        )  # fmt: skip
+    axes.set(xlabel="step", ylabel="training loss, nats a token", yscale="log")
+    axes.set_title(f"Training loss, mean of {smooth} steps")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return axes
+
+
+def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: dict[str, int] | None = None) -> Axes:
+    """Predicted memory by part as stacked bars, with the measured peaks as diamonds. All in bytes."""
+    names = list(predictions)
+    left = [0.0] * len(names)
+    for part, colour in PARTS.items():
+        sizes = [predictions[name].get(part, 0) / GB for name in names]
+        if max(sizes) > 0:
+            axes.barh(names, sizes, left=left, color=colour, label=part.replace("_", " "), edgecolor="white")
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    for row, total in enumerate(left):
+        axes.text(total, row, f"  {total:.2g} GB", va="center")
+    if measured:
+        axes.plot([measured[n] / GB for n in names], names, "kD", label="measured peak", markersize=8, linestyle="none")
+    axes.set_xlim(0, 1.18 * max(left + [v / GB for v in (measured or {}).values()]))
+    axes.set(xlabel="GB", title="Predicted memory by part")
+    axes.invert_yaxis()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
+    return axes
+
+
+def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None) -> Axes:
+    """Memory in use over time, with the phase of each sample as a coloured ground and a letter in the legend."""
+    points = [p for p in record.memory["timeline"] if seconds is None or p[0] <= seconds]
+    times, used = [p[0] for p in points], [p[1] / GB for p in points]
+    for phase, colour in PHASES.items():
+        inside = [p[2] == phase for p in points]
+        if any(inside):
+            axes.fill_between(times, 0, 1, where=inside, step="post", color=colour, alpha=0.45, linewidth=0, label=phase,
+                              transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-post")
+    axes.axhline(record.memory["peak"] / GB, color="black", linestyle=":", linewidth=1)
+    axes.text(times[0], record.memory["peak"] / GB, f" peak {record.memory['peak'] / GB:.2f} GB", va="bottom")
+    axes.set(xlabel="seconds since the start", ylabel="GB in use", title=f"Memory over time: {record.method}")
+    axes.set_ylim(0, 1.2 * max(max(used), record.memory["peak"] / GB))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, frameon=False)
+    return axes
+
+
+def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> Axes:
+    """Tokens a row for each split, with ``max_length`` as a line."""
+    longest = max(max(v) for v in lengths.values() if v)
+    axes.hist(list(lengths.values()), bins=range(0, longest + 6, 5), stacked=True, label=list(lengths), edgecolor="white",
+              color=["#0072B2", "#E69F00", "#009E73", "#CC79A7"][: len(lengths)])  # fmt: skip
+    axes.axvline(limit, color="black", linestyle="--")
+    axes.text(limit, axes.get_ylim()[1] * 0.95, f" max_length {limit}", va="top", ha="right", rotation=90)
+    axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of the rows")
+    axes.legend()
+    return axes
+
+
+def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> Axes:
+    """Exact match of each method over all its seeds, with the 95 % Wilson interval; single seeds as dots."""
+    shown = [(method, runs) for method, runs in by_method(records).items() if accuracy(runs, part)]
+    for row, (method, runs) in enumerate(shown):
+        right, total = accuracy(runs, part)
+        low, high = wilson(right, total)
+        share = right / total
+        axes.barh(row, 100 * share, color=COLOURS[method], hatch=HATCHES[method], edgecolor="white", height=0.6)
+        axes.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]], color="black", capsize=5)
+        for run in runs if len(runs) > 1 else []:
+            one = run.evaluation[part]
+            axes.plot(100 * sum(one) / len(one), row + 0.22, "o", color="white", markeredgecolor="black", markersize=5)
+        axes.text(101, row, f"{right}/{total}", va="center")
+    axes.set_yticks(range(len(shown)), [method for method, _ in shown])
+    axes.set(xlim=(0, 112), xlabel="answers exactly right, %", title="Exact match with 95 % interval")
+    axes.invert_yaxis()
+    return axes
+
+
+def bars(values: dict[str, float], axes: Axes, label: str) -> Axes:
+    """One bar a method with its value written at its end."""
+    for row, (method, value) in enumerate(values.items()):
+        axes.barh(row, value, color=COLOURS.get(method, "#0072B2"), hatch=HATCHES.get(method, ""), edgecolor="white")
+        axes.text(value, row, f"  {value:,.3g}", va="center")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set(xlabel=label, xlim=(0, 1.2 * max(values.values(), default=1)))
+    axes.invert_yaxis()
+    return axes
+
+
+def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
+    """Share of an update's squared norm that its best rank-r product holds, one line a layer of this type."""
+    for record in records:
+        for update in (u for u in record.update if u["layer"].endswith(f".{kind}")):
+            axes.plot(update["ranks"], [100 * e for e in update["energy"]], color=COLOURS[record.method],
+                      linestyle=DASHES[record.method], marker="o", markersize=3,
+                      label=f"{record.method}, layer {update['layer'].split('.')[0]}")  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="rank", ylabel="share of the update, %", title=kind, ylim=(0, 105))
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def token_strip(tokens: list[str], supervised: list[bool], width: int = 88) -> str:
+    """The tokens of a row as HTML: supervised ones on a dark ground and underlined, masked ones plain; all escaped."""
+    from html import escape
+
+    pieces = []
+    for token, kept in zip(tokens, supervised, strict=True):
+        style = "background:#0072B2;color:white;text-decoration:underline" if kept else "background:#8883"
+        shown = escape(token).replace("\n", "⏎").replace(" ", "·") or "∅"
+        pieces.append(f'<span style="{style};padding:1px 2px;margin:1px;border-radius:3px">{shown}</span>')
+        if "\n" in token:
+            pieces.append("<br>")
+    return f'<div style="font-family:monospace;line-height:1.9;max-width:{width}ch">{"".join(pieces)}</div>'
