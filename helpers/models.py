@@ -268,10 +268,10 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
 def adapter_config(settings: Settings) -> PeftConfig:
     """The PEFT configuration of a method: dora and rslora are switches of LoRA, adalora shares ranks out by use."""
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
-    common = dict(
-        lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none",
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    common = {
+        "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": targets, "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
     if settings.method == "adalora":
         from peft import AdaLoraConfig
 

@@ -155,35 +155,35 @@ _RATES = {
     "llama2-7b": {"full": 2e-5, "lora": 2e-4},
     "llama3-8b": {"full": 2e-5, "lora": 2e-4},
 }
-_COMMON = dict(
-    seed=0, revision=None, data="bundled", data_revision=None, dropout=0.0, targets=ALL_LINEAR, accumulation=1,
-    schedule="cosine", warmup_steps=5, weight_decay=0.0, max_grad_norm=1.0,
-)  # fmt: skip
+_COMMON = {
+    "seed": 0, "revision": None, "data": "bundled", "data_revision": None, "dropout": 0.0, "targets": ALL_LINEAR, "accumulation": 1,
+    "schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.0, "max_grad_norm": 1.0,
+}  # fmt: skip
 PROFILES: dict[str, dict] = {
     # a random two-layer Llama, made offline in a second: for the tests
-    "tiny": _COMMON | dict(
-        model="tiny", train_rows=320, validation_rows=20, test_rows=20, harder_rows=10, max_length=160,
-        rank=8, alpha=16, max_steps=40, batch_size=8, max_new_tokens=24,
-    ),
+    "tiny": _COMMON | {
+        "model": "tiny", "train_rows": 320, "validation_rows": 20, "test_rows": 20, "harder_rows": 10, "max_length": 160,
+        "rank": 8, "alpha": 16, "max_steps": 40, "batch_size": 8, "max_new_tokens": 24,
+    },
     # the default: a real model that a laptop can tune in minutes
-    "small": _COMMON | dict(
-        model="smollm2-135m", train_rows=960, validation_rows=80, test_rows=120, harder_rows=40, max_length=160,
-        rank=16, alpha=32, max_steps=120, batch_size=8, max_new_tokens=64,
-    ),
+    "small": _COMMON | {
+        "model": "smollm2-135m", "train_rows": 960, "validation_rows": 80, "test_rows": 120, "harder_rows": 40, "max_length": 160,
+        "rank": 16, "alpha": 32, "max_steps": 120, "batch_size": 8, "max_new_tokens": 64,
+    },
     # the published walkthroughs: needs a GPU and the hub
-    "llama2-7b": _COMMON | dict(
-        model="NousResearch/Llama-2-7b-chat-hf", revision="351844e75ed0bcbbe3f10671b3c808d2b83894ee",
-        data="mlabonne/guanaco-llama2-1k", train_rows=850, validation_rows=50, test_rows=100, harder_rows=0,
-        max_length=1024, rank=8, alpha=8, targets="q_proj,v_proj", max_steps=212, batch_size=4,
-        max_new_tokens=200, eval_batch_size=8,
-    ),
+    "llama2-7b": _COMMON | {
+        "model": "NousResearch/Llama-2-7b-chat-hf", "revision": "351844e75ed0bcbbe3f10671b3c808d2b83894ee",
+        "data": "mlabonne/guanaco-llama2-1k", "train_rows": 850, "validation_rows": 50, "test_rows": 100, "harder_rows": 0,
+        "max_length": 1024, "rank": 8, "alpha": 8, "targets": "q_proj,v_proj", "max_steps": 212, "batch_size": 4,
+        "max_new_tokens": 200, "eval_batch_size": 8,
+    },
     # Radeon and other cards of 24 to 48 GB, in 4 bits: needs a GPU and the hub
-    "llama3-8b": _COMMON | dict(
-        model="NousResearch/Meta-Llama-3-8B-Instruct", revision="53346005fb0ef11d3b6a83b12c895cca40156b6c",
-        data="meta-math/MetaMathQA", data_revision="aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", train_rows=2000,
-        validation_rows=50, test_rows=200, harder_rows=0, max_length=512, rank=16, alpha=32, max_steps=250,
-        batch_size=8, max_new_tokens=256, eval_batch_size=16,
-    ),
+    "llama3-8b": _COMMON | {
+        "model": "NousResearch/Meta-Llama-3-8B-Instruct", "revision": "53346005fb0ef11d3b6a83b12c895cca40156b6c",
+        "data": "meta-math/MetaMathQA", "data_revision": "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "train_rows": 2000,
+        "validation_rows": 50, "test_rows": 200, "harder_rows": 0, "max_length": 512, "rank": 16, "alpha": 32, "max_steps": 250,
+        "batch_size": 8, "max_new_tokens": 256, "eval_batch_size": 16,
+    },
 }  # fmt: skip
 
 

@@ -163,8 +163,8 @@ def train(
         from transformers import AutoConfig
 
         shape = Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
-        sizes = dict(batch=settings.batch_size, length=longest, rank=settings.rank, targets=settings.targets,
-                     dropout=settings.dropout)  # fmt: skip
+        sizes = {"batch": settings.batch_size, "length": longest, "rank": settings.rank, "targets": settings.targets,
+                     "dropout": settings.dropout}  # fmt: skip
         first = predict(shape, settings.method, **sizes, precision="bf16" if device.bf16 else "fp32",
                         attention="eager" if device.kind == "cpu" else "sdpa")  # fmt: skip
         decisions = decide(settings, device, first.total)
