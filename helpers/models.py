@@ -13,14 +13,16 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from helpers.device import quiet
+from helpers.device import Device, decide, describe, quiet
+from helpers.memory import Prediction, Shape, predict
 from helpers.settings import ROOT, Settings
 
 MANIFEST = "manifest.json"
@@ -263,6 +265,43 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
     if known > rows:
         raise ModelError(f"the tokenizer of {settings.model} knows {known} tokens, the model only {rows}")
     return model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run will use this machine: the device, the choices with their reasons, the predicted memory."""
+
+    device: Device
+    shape: Shape
+    decisions: dict[str, dict]
+    predicted: Prediction
+
+    def load(self, settings: Settings):
+        """The base model as planned: precision, attention, device."""
+        return load_base(
+            settings,
+            self.decisions["precision"]["value"],
+            self.decisions["attention"]["value"],
+            self.device.torch_name,
+        )
+
+
+def plan(settings: Settings, longest: int | None = None) -> Plan:
+    """Decide how to use this machine for a run of rows up to ``longest`` tokens (by default ``max_length``)."""
+    device, shape = describe(), Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
+    sizes = {
+        "batch": settings.batch_size, "length": longest or settings.max_length, "rank": settings.rank,
+        "targets": settings.targets, "dropout": settings.dropout,
+    }  # fmt: skip
+    usual = decide(settings, device, 0)
+    precision, attention = usual["precision"]["value"], usual["attention"]["value"]
+    kept = predict(shape, settings.method, **sizes, precision=precision, attention=attention)
+    decisions = decide(settings, device, kept.total)
+    predicted = predict(
+        shape, settings.method, **sizes, precision=precision, attention=attention,
+        checkpointing=decisions["checkpointing"]["value"],
+    )  # fmt: skip
+    return Plan(device, shape, decisions, predicted)
 
 
 def adapter_config(settings: Settings) -> PeftConfig:

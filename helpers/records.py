@@ -82,7 +82,9 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RecordError(f"{path} could not be written: {error.strerror}; free some space or choose another folder")
+        raise RecordError(
+            f"{path} could not be written: {error.strerror}; free some space or choose another folder"
+        ) from None
 
 
 def _finite(value):

@@ -20,17 +20,18 @@ from trl import SFTConfig, SFTTrainer
 
 from helpers import guards, records
 from helpers.data import IGNORED, Data, fingerprint, training_order
-from helpers.device import GB, MemoryMonitor, decide, describe, free_memory, quiet
-from helpers.evaluation import held_out_loss
+from helpers.device import GB, MemoryMonitor, free_memory, quiet
+from helpers.evaluation import evaluate, held_out_loss
 from helpers.inference import save_model
-from helpers.memory import Shape, predict
 from helpers.models import (
+    Plan,
     adapter_config,
     base_fingerprint,
     base_folder,
     folder_sizes,
     load_base,
     load_tokenizer,
+    plan,
     save_adapter,
 )
 from helpers.settings import Settings
@@ -112,18 +113,18 @@ class Steps(TrainerCallback):
         self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
-def _arguments(settings: Settings, folder: Path, kind: str, decisions: dict) -> SFTConfig:
+def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
     arguments = SFTConfig(
         output_dir=str(folder / "trainer"), max_steps=settings.max_steps, seed=settings.seed,
         per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
         warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        bf16=decisions["precision"]["value"] == "bf16", use_cpu=kind == "cpu",
-        gradient_checkpointing=decisions["checkpointing"]["value"],
+        bf16=ours.decisions["precision"]["value"] == "bf16", use_cpu=ours.device.kind == "cpu",
+        gradient_checkpointing=ours.decisions["checkpointing"]["value"],
         max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=kind != "cpu",
+        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel
     return arguments
@@ -151,36 +152,19 @@ def train(
     from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
 
     record, started = records.begin(settings), time.perf_counter()
-    device = describe()
-    tokenizer = load_tokenizer(settings)
-    folder = settings.folder
+    tokenizer, folder, order = load_tokenizer(settings), settings.folder, training_order(data, settings)
+    ours = plan(settings, max(len(e.input_ids) for e in order))
     shutil.rmtree(folder, ignore_errors=True)  # a record that exists must belong to what lies beside it
     folder.mkdir(parents=True)
-    order = training_order(data, settings)
-    longest = max(len(e.input_ids) for e in order)
 
-    with MemoryMonitor(device) as monitor:
-        from transformers import AutoConfig
-
-        shape = Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
-        sizes = {"batch": settings.batch_size, "length": longest, "rank": settings.rank, "targets": settings.targets,
-                     "dropout": settings.dropout}  # fmt: skip
-        first = predict(shape, settings.method, **sizes, precision="bf16" if device.bf16 else "fp32",
-                        attention="eager" if device.kind == "cpu" else "sdpa")  # fmt: skip
-        decisions = decide(settings, device, first.total)
-        precision, attention = decisions["precision"]["value"], decisions["attention"]["value"]
-        predicted = predict(shape, settings.method, **sizes, precision=precision, attention=attention,
-                            checkpointing=decisions["checkpointing"]["value"])  # fmt: skip
-        set_seed(settings.seed)
+    with MemoryMonitor(ours.device) as monitor:
         load = time.perf_counter()
-        fresh = model is None
-        if fresh:
-            model = load_base(settings, precision, attention, device.torch_name)
+        given, model = model, model or ours.load(settings)
         checks = guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
-        if not fresh:
+        if given is not None:
             checks.append(guards.is_fresh(model, load_base(settings.change(method="full"), "fp32")))
+        set_seed(settings.seed)
         if settings.adapter and not isinstance(model, PeftModel):
-            set_seed(settings.seed)
             model = get_peft_model(model, adapter or adapter_config(settings))
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
@@ -188,36 +172,35 @@ def train(
         load = time.perf_counter() - load
         validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
 
-        progress = tqdm(total=settings.max_steps, desc=f"{settings.method}", unit="step", mininterval=2, ncols=88)
+        progress = tqdm(total=settings.max_steps, desc=settings.method, unit="step", mininterval=2, ncols=88)
         steps = Steps(monitor, progress)
         rows = Dataset.from_dict({"input_ids": [e.input_ids for e in order], "labels": [e.labels for e in order]})
         with quiet():
             trainer = Trainer(
-                model=model, args=_arguments(settings, folder, device.kind, decisions), train_dataset=rows,
+                model=model, args=_arguments(settings, folder, ours), train_dataset=rows,
                 processing_class=tokenizer, callbacks=[steps],
             )  # fmt: skip
             trainer.remove_callback(PrinterCallback)
             trainer.monitor = monitor
             checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), tokenizer))
-            monitor.mark("forward")
             clock = time.perf_counter()
             try:
                 trainer.train()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if "out of memory" not in str(error).lower():
                     raise
-                raise TrainingError(out_of_memory(predicted, device.free_memory)) from None
+                raise TrainingError(out_of_memory(ours)) from None
             finally:
                 progress.close()
             seconds = time.perf_counter() - clock
         monitor.mark("save")
+        memory = monitor.result()
         moved, share = watch.check(model)
         checks += moved
+        update = weight_updates(model, base_folder(settings), layers=3 if ours.shape.hidden <= 1024 else 1)
         del trainer, watch
-        memory = monitor.result()
-        update = weight_updates(model, base_folder(settings), layers=3 if shape.hidden <= 1024 else 1)
         if settings.method == "full":
-            model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+            model = model.to(torch.bfloat16 if ours.decisions["precision"]["value"] == "bf16" else torch.float32)
             save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
         else:
             save_adapter(model, settings, folder / "adapter")
@@ -227,10 +210,8 @@ def train(
     free_memory()
 
     tokens = sum(len(e.input_ids) for e in order)
-    record.device, record.decisions = device.to_dict(), decisions
-    record.model = {"source": settings.model, "revision": settings.revision,
-                    "fingerprint": base_fingerprint(base_folder(settings)), "parameters": shape.parameters}  # fmt: skip
-    record.data = data.summary() | {"order": fingerprint(order)}
+    _describe(record, settings, ours, data)
+    record.data["order"] = fingerprint(order)
     record.guards = [check.to_dict() for check in checks]
     record.steps, record.update = steps.steps, update
     record.training = {
@@ -238,11 +219,33 @@ def train(
         "supervised_tokens": sum(label != IGNORED for e in order for label in e.labels),
         "padded_tokens": _padded(order, settings.batch_size), "load_seconds": load, "train_seconds": seconds,
         "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
-        "devices_visible": device.count, "seconds": time.perf_counter() - started,
+        "devices_visible": ours.device.count, "seconds": time.perf_counter() - started,
     }  # fmt: skip
-    record.memory = memory | {"predicted": predicted.to_dict()}
+    record.memory = memory | {"predicted": ours.predicted.to_dict()}
     record.files = folder_sizes(folder)
     return Trained(model, tokenizer, record, folder)
+
+
+def measure_base(settings: Settings, data: Data) -> Trained:
+    """Load the untouched base and evaluate it: the row that every method is compared with.
+
+    Returns:
+        The base model, its tokenizer and a record with the evaluation filled in, not yet saved.
+    """
+    record, tokenizer, ours = records.begin(settings, "base"), load_tokenizer(settings), plan(settings)
+    model = ours.load(settings.change(method="lora"))
+    guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
+    _describe(record, settings, ours, data)
+    record.evaluation = evaluate(model, tokenizer, data, settings)
+    return Trained(model, tokenizer, record, settings.series_folder / f"base-s{settings.seed}")
+
+
+def _describe(record: records.RunRecord, settings: Settings, ours: Plan, data: Data) -> None:
+    record.device, record.decisions, record.data = ours.device.to_dict(), ours.decisions, data.summary()
+    record.model = {
+        "source": settings.model, "revision": settings.revision, "parameters": ours.shape.parameters,
+        "fingerprint": base_fingerprint(base_folder(settings)),
+    }  # fmt: skip
 
 
 def _padded(order: list, batch_size: int) -> int:
@@ -250,11 +253,11 @@ def _padded(order: list, batch_size: int) -> int:
     return sum(len(b) * max(len(e.input_ids) for e in b) for b in batches)
 
 
-def out_of_memory(predicted, free: int) -> str:
+def out_of_memory(ours: Plan) -> str:
     """What to say when a device runs out of memory: the predicted split and three ways out."""
-    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in predicted.to_dict().items() if size > 0.05 * GB)
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in ours.predicted.to_dict().items() if size > 0.05 * GB)
     return (
-        f"the device ran out of memory: {free / GB:.1f} GB were free, predicted were (GB) {parts}. Ways out: a smaller "
-        "batch_size with more accumulation (same result), checkpointing=True (slower, fewer activations), or a method "
-        "with fewer trained weights (lora, then qlora)"
+        f"the device ran out of memory: {ours.device.free_memory / GB:.1f} GB were free, predicted were (GB) {parts}. "
+        "Ways out: a smaller batch_size with more accumulation (same result), checkpointing=True (slower, fewer "
+        "activations), or a method with fewer trained weights (lora, then qlora)"
     )
