@@ -97,19 +97,21 @@ def lora_parameters(shape: Shape, rank: int, targets: str) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted bytes, by part."""
+    """Predicted bytes, by part. Gradients come to be in the backward pass while activations and casts go."""
 
     weights: float
     adapter: float
-    gradients: float
     optimizer: float
-    cast_weights: float  # the bf16 copies that autocast keeps of fp32 weights
+    gradients: float
+    cast_weights: float  # the bf16 copies that autocast keeps of fp32 weights, forward and backward
     activations: float
     logits: float
 
     @property
     def total(self) -> int:
-        return int(sum(getattr(self, f.name) for f in fields(self)))
+        """The peak: what stays, and the larger of the start and the end of the backward pass."""
+        stays = self.weights + self.adapter + self.optimizer
+        return int(stays + max(self.cast_weights + self.activations + self.logits, self.gradients))
 
     def to_dict(self) -> dict[str, int]:
         return {f.name: int(getattr(self, f.name)) for f in fields(self)} | {"total": self.total}
@@ -144,26 +146,25 @@ def predict(
     size = 2 if precision == "bf16" else 4
     full = method == "full"
     trained = shape.parameters if full else lora_parameters(shape, rank, targets)
+    kept_in = size if method == "qlora" else 4  # TRL keeps the adapter of a 4-bit model in the arithmetic's precision
     frozen_dense = 0 if full else shape.parameters - (shape.block_weights if method == "qlora" else 0)
     weights = 4 * shape.parameters if full else size * frozen_dense
     if method == "qlora":
         weights += NF4_BYTES * shape.block_weights
-    cast = size * shape.parameters if full and size == 2 else 0
     tokens = batch * length
     block = tokens * _saved_per_token(shape, method, rank, targets, size, dropout)
-    if attention == "eager":
-        block += batch * shape.heads * length**2 * (2 * size + 4)
-    kept = tokens * shape.hidden * size
-    activations = shape.layers * kept + block if checkpointing else shape.layers * block
-    logits = tokens * shape.vocabulary * 4 * 2 / 4  # a quarter at a time, with its gradient
+    if attention == "eager":  # the softmax in fp32, and its copy in the arithmetic's precision
+        block += batch * shape.heads * length**2 * (4 + (size if size == 2 else 0))
+    boundary = tokens * shape.hidden * size
+    activations = shape.layers * boundary + block if checkpointing else shape.layers * block + boundary
     return Prediction(
         weights=weights,
-        adapter=0 if full else 4 * trained,
-        gradients=4 * trained,
-        optimizer=8 * trained,
-        cast_weights=cast,
-        activations=activations + kept,
-        logits=logits,
+        adapter=0 if full else kept_in * trained,
+        optimizer=2 * kept_in * trained,
+        gradients=kept_in * trained,
+        cast_weights=size * shape.parameters if full and size == 2 else 0,
+        activations=activations,
+        logits=tokens * shape.vocabulary * 4 * 2 / 4,  # in chunks of a quarter, with their gradient
     )
 
 
@@ -172,15 +173,16 @@ def _saved_per_token(shape: Shape, method: str, rank: int, targets: str, size: i
     h, i = shape.hidden, shape.intermediate
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     full = method == "full"
-    norms = 2 * (4 * h + (size * h if full else 0))  # the fp32 input, and the product's bf16 factor
+    norms = 2 * (4 * h + (size * h if full else 0))  # the fp32 input, and the factor of the norm's weight
     attention = size * (q + 2 * kv + q) + 4 * shape.heads  # q, k, v, output and the softmax sums
     mlp = size * 3 * i  # gate, silu(gate), up
-    adapted = list(shape.linears) if full else target_names(shape, targets)
-    inputs = {"q_proj": h, "k_proj": 0, "v_proj": 0, "o_proj": q, "gate_proj": h, "up_proj": 0, "down_proj": i}
-    if not full and "q_proj" not in adapted and {"k_proj", "v_proj"} & set(adapted):
-        inputs["v_proj"] = h
-    linears = size * sum(inputs[name] for name in adapted)
-    if not full:
-        linears += size * rank * len(adapted)
-        linears += (1 + size) * sum(shape.linears[name][0] for name in adapted) if dropout else 0
-    return norms + attention + mlp + linears
+    if full:
+        return norms + attention + mlp + size * (h + q + h + i)  # one input for q, k, v; one for gate, up
+    adapted = target_names(shape, targets)
+    inputs = {name: shape.linears[name][0] for name in adapted}
+    if size == 4:  # without a cast, neighbours that read the same tensor keep it once
+        for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            for name in [n for n in group if n in inputs][1:]:
+                inputs[name] = 0
+    masks = sum(shape.linears[name][0] for name in adapted) if dropout else 0
+    return norms + attention + mlp + size * (sum(inputs.values()) + rank * len(adapted)) + masks

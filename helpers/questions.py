@@ -34,16 +34,16 @@ class Family:
 
 
 def _weights() -> Iterator[dict]:
-    for (precision, size), n in product(_BYTES.items(), range(1, 81)):
+    for (precision, size), n in product(_BYTES.items(), range(1, 65)):
         yield {"n": n, "precision": precision, "bytes": size, "answer": n * size}
 
 
 def _adamw() -> Iterator[dict]:
-    yield from ({"n": n, "answer": 8 * n} for n in range(1, 121))
+    yield from ({"n": n, "answer": 8 * n} for n in range(1, 61))
 
 
-def _full_fp32() -> Iterator[dict]:
-    yield from ({"n": n, "ten": 10 * n, "six": 6 * n, "answer": 16 * n} for n in range(1, 101))
+def _four_times() -> Iterator[dict]:
+    yield from ({"w": w, "answer": 4 * w} for w in range(1, 81))
 
 
 def _lora_parameters() -> Iterator[dict]:
@@ -52,7 +52,7 @@ def _lora_parameters() -> Iterator[dict]:
 
 
 def _steps() -> Iterator[dict]:
-    for batch, steps in product((2, 4, 5, 8, 10), range(20, 300, 5)):
+    for batch, steps in product((2, 4, 5, 8, 10), range(20, 310, 10)):
         yield {"batch": batch, "rows": batch * steps, "answer": steps}
 
 
@@ -63,21 +63,13 @@ def _effective_batch() -> Iterator[dict]:
 
 
 def _free_memory() -> Iterator[dict]:
-    for total, used in product((16, 24, 32, 48, 64, 80, 96), range(2, 60)):
+    for total, used in product((16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256), range(10, 250, 10)):
         if used < total:
-            tens, ones = used // 10 * 10, used % 10
-            yield {
-                "total": total,
-                "used": used,
-                "tens": tens,
-                "ones": ones,
-                "rest": total - tens,
-                "answer": total - used,
-            }
+            yield {"total": total, "used": used, "answer": total - used}
 
 
 def _tokens_per_step() -> Iterator[dict]:
-    for rows, length in product((2, 3, 4, 5, 6, 8, 10), range(100, 1300, 50)):
+    for rows, length in product(range(2, 11), range(100, 1300, 100)):
         yield {"rows": rows, "length": length, "answer": rows * length}
 
 
@@ -113,14 +105,14 @@ _TABLE: tuple[tuple[str, object, tuple[str, ...], str], ...] = (
         "Two moments take 8 bytes. {n} x 8 = {answer}.",
     ),
     (
-        "full_fp32",
-        _full_fp32,
+        "four_times",
+        _four_times,
         (
-            "Weights, gradients and AdamW states of a {n}B model in fp32: how many GB?",
-            "How many GB does full fp32 tuning of {n}B parameters need before activations?",
-            "What does full fp32 training of a {n} billion parameter model hold, in GB, without activations?",
+            "The fp32 weights take {w} GB. How many GB are weights, gradients and AdamW states together?",
+            "How many GB does full fp32 tuning need before activations if the weights are {w} GB?",
+            "A model of {w} GB in fp32 is tuned in full with AdamW. What does it hold in GB, without activations?",
         ),
-        "4 + 4 + 8 = 16 bytes. {n} x 10 = {ten}. {n} x 6 = {six}. {ten} + {six} = {answer}.",
+        "Weights, gradients and two moments: 4 x {w} = {answer}.",
     ),
     (
         "lora_parameters",
@@ -161,7 +153,7 @@ _TABLE: tuple[tuple[str, object, tuple[str, ...], str], ...] = (
             "{used} GB of a {total} GB accelerator are taken. How much is free, in GB?",
             "My job holds {used} GB. What can a colleague still use of the {total} GB on this device, in GB?",
         ),
-        "{total} - {tens} = {rest}. {rest} - {ones} = {answer}.",
+        "{total} - {used} = {answer}.",
     ),
     (
         "tokens_per_step",

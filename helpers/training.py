@@ -61,6 +61,10 @@ class Trainer(SFTTrainer):
 
     monitor: MemoryMonitor | None = None
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.remove_callback(PrinterCallback)  # helpers.training.Steps draws one line instead
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.monitor:
             self.monitor.mark("forward")
@@ -180,7 +184,6 @@ def train(
                 model=model, args=_arguments(settings, folder, ours), train_dataset=rows,
                 processing_class=tokenizer, callbacks=[steps],
             )  # fmt: skip
-            trainer.remove_callback(PrinterCallback)
             trainer.monitor = monitor
             checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), tokenizer))
             clock = time.perf_counter()

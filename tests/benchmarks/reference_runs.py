@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-SWEEP = {"lora": (3e-4, 1e-3, 2e-3, 4e-3), "full": (3e-5, 1e-4, 2e-4, 4e-4)}
+SWEEP = {"lora": (3e-4, 7e-4, 1e-3, 2e-3, 4e-3), "full": (3e-5, 7e-5, 1e-4, 2e-4, 4e-4)}
 VARIANTS = (
     {"method": "lora", "rank": 1, "alpha": 2},
     {"method": "lora", "rank": 4, "alpha": 8},
@@ -86,13 +86,12 @@ def spawn(profile: str, out: Path, runs: list[tuple[str, bool, dict]], jobs: int
 def best_rates(out: Path) -> dict[str, float]:
     """For each method the rate with the most right validation answers, then the lowest validation loss."""
     best: dict[str, tuple] = {}
-    for path in out.glob("rate-*.json"):
+    for path in sorted(out.glob("rate-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        key = (-sum(record["evaluation"]["exact_match"]), record["evaluation"]["loss"])
-        best[record["method"]] = min(
-            best.get(record["method"], (key, None)), (key, record["settings"]["learning_rate"])
-        )
-    return {method: rate for method, (_, rate) in best.items()}
+        right, loss = sum(record["evaluation"]["exact_match"]), record["evaluation"]["loss"]
+        found = (-right, loss, record["settings"]["learning_rate"])
+        best[record["method"]] = min(best.get(record["method"], found), found)
+    return {method: found[-1] for method, found in best.items()}
 
 
 MEMORY_CASES = (
@@ -109,6 +108,12 @@ MEMORY_CASES = (
     {"method": "full", "batch": 1, "length": 512, "checkpointing": True},
     {"method": "full", "batch": 4, "length": 512, "checkpointing": True, "precision": "fp32"},
     {"method": "full", "batch": 1, "length": 256},
+    {"method": "full", "batch": 4, "length": 1024},
+    {"method": "lora", "targets": "q_proj,v_proj", "rank": 64, "batch": 8, "length": 1024},
+    {"method": "lora", "targets": "all-linear", "rank": 32, "batch": 8, "length": 512},
+    {"method": "lora", "targets": "all-linear", "rank": 8, "batch": 2, "length": 512, "precision": "fp32"},
+    {"method": "lora", "targets": "gate_proj,up_proj,down_proj", "rank": 16, "batch": 4, "length": 768},
+    {"method": "qlora", "targets": "all-linear", "rank": 64, "batch": 2, "length": 1024},
 )
 
 
@@ -190,7 +195,7 @@ def memory_case(case: dict) -> dict:
         "weights_measured": weights, "weights_predicted": parts["weights"] + parts["adapter"],
         "optimizer_measured": states, "optimizer_predicted": parts["optimizer"],
         "step_measured": peak - weights - states,
-        "step_predicted": parts["gradients"] + parts["cast_weights"] + parts["activations"] + parts["logits"],
+        "step_predicted": parts["total"] - parts["weights"] - parts["adapter"] - parts["optimizer"],
         "peak_measured": peak, "peak_predicted": parts["total"], "error": parts["total"] / peak - 1, "parts": parts,
     }  # fmt: skip
 
