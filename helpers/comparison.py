@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from statistics import mean, stdev
 
-import pandas
-
 from helpers.records import RunRecord
+
+import pandas
 
 GB = 1e9
 # Figures of AMD's published walkthroughs, as printed there, with what has to be known to read them.
@@ -56,14 +56,13 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
     trained = [r for r in records if r.method != "base"]
     for part, names in ((records, fields), (trained, for_trained)):
         for name, get in names.items():
-            values = {f"{r.method}-s{r.seed}": get(r) for r in part}
-            if len(set(map(str, values.values()))) > 1:
-                first = next(iter(values))
-                other = next(run for run in values if str(values[run]) != str(values[first]))
-                raise NotComparable(
-                    f"{name} differ: {first} has {values[first]}, {other} has {values[other]}; run both with the same settings"
-                )
-            shared[name] = next(iter(values.values()), None)
+            values = [(f"{r.method}, seed {r.seed},", get(r)) for r in part]
+            for run, value in values:
+                if str(value) != str(values[0][1]):
+                    raise NotComparable(
+                        f"{name} differ: {values[0][0]} has {values[0][1]}, {run} has {value}; run both with the same settings"
+                    )
+            shared[name] = values[0][1] if values else None
     for seed in sorted({r.seed for r in trained}):
         orders = {r.method: r.data["order"] for r in trained if r.seed == seed}
         if len(set(orders.values())) > 1:
@@ -114,7 +113,9 @@ def accuracy(records: list[RunRecord], part: str = "exact_match") -> tuple[int, 
     return (sum(map(sum, scores)), sum(map(len, scores))) if scores else None
 
 
-def _spread(values: list[float], digits: int, scale: float = 1.0) -> str:
+def _spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
+    if None in values:
+        return "not measured"
     shown = f"{mean(values) / scale:,.{digits}f}"
     return f"{shown} ± {stdev(values) / scale:.{digits}f}" if len(values) > 1 else shown
 
@@ -127,7 +128,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
         if method != "base":
             training = [r.training for r in runs]
             column["trainable parameters"] = f"{training[0]['trainable']:,}"
-            column["share of the model"] = f"{100 * training[0]['trainable'] / runs[0].model['parameters']:.2f} %"
+            column["share of the model"] = f"{100 * training[0]['trainable'] / training[0]['total']:.2f} %"
             column["learning rate"] = f"{runs[0].settings['learning_rate']:g}"
             column["peak memory, GB"] = _spread([r.memory["peak"] for r in runs], 2, GB)
             column["training time, s"] = _spread([t["train_seconds"] for t in training], 0)

@@ -287,7 +287,7 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
     """
     splits = read(settings)
     counts = {"read": sum(map(len, splits.values())), "dropped_too_long": 0}
-    for name, examples in splits.items():
+    for name, examples in sorted(splits.items(), key=lambda item: item[0] != "train"):
         encoded = [encode(e, tokenizer) for e in examples]
         kept = [e for e in encoded if len(e.input_ids) <= settings.max_length]
         lost = len(encoded) - len(kept)
@@ -295,7 +295,7 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
             longest = max(len(e.input_ids) for e in encoded)
             raise DataError(
                 f"{lost} of {len(encoded)} {name} rows are longer than max_length = {settings.max_length} tokens "
-                f"(the longest has {longest}); raise max_length or shorten the rows"
+                f"(the longest has {longest}); raise max_length (settings_for(..., max_length=...)) or shorten the rows"
             )
         counts["dropped_too_long"] += lost
         splits[name] = kept

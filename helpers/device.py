@@ -7,17 +7,20 @@ on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import platform
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 
+from helpers.settings import Settings
+
 import psutil
 import torch
-
-from helpers.settings import Settings
 
 GB = 1e9  # decimal, as in the arithmetic of parameters times bytes
 
@@ -108,7 +111,8 @@ def smi_lines() -> dict[str, str]:
         if shutil.which(tool):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors="replace")
-                said[tool] = (done.stdout.strip() or done.stderr.strip() or "(no output)")[:2000]
+                text = done.stdout.strip() or done.stderr.strip() or "(no output)"
+                said[tool] = "\n".join(x for x in text.splitlines() if "serial" not in x.lower())[:2000]
             except (OSError, subprocess.TimeoutExpired) as error:
                 said[tool] = f"({type(error).__name__}: gave no answer)"
     return said
@@ -163,6 +167,7 @@ class MemoryMonitor:
         self._stop = threading.Event()
 
     def __enter__(self) -> MemoryMonitor:
+        free_memory()
         self.start = time.perf_counter()
         if self.kind != "cpu":
             torch.cuda.reset_peak_memory_stats(0)
@@ -202,17 +207,18 @@ class MemoryMonitor:
         return {
             "peak": peak,
             "reserved": torch.cuda.max_memory_reserved(0) if on_gpu else None,
-            "timeline": [[round(t, 2), b, phase] for t, b, phase in thinned],
+            "timeline": [[round(t, 3), b, phase] for t, b, phase in thinned],
         }
 
 
 def free_memory() -> None:
     """Give back what deleted models held, so that the next one finds room."""
-    import gc
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux":  # glibc keeps freed blocks, and more so with the settings of the Makefile
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager

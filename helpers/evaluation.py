@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import time
 
-import torch
-import torch.nn.functional as F
-
 from helpers.data import IGNORED, Data, Example, fingerprint
 from helpers.inference import arithmetic, generate
 from helpers.questions import answer_of
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+
+
+def supervised_nll(model, input_ids, attention_mask, labels) -> tuple[torch.Tensor, int]:
+    """Summed negative log-likelihood of the supervised tokens of a batch, and their number.
+
+    The hidden states of the supervised positions are picked first, so that the output head runs on those alone.
+
+    Args:
+        model: a causal language model, with or without a PEFT adapter.
+        input_ids, attention_mask, labels: of shape (rows, tokens); a label of -100 is ignored.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = base.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
+    kept = targets != IGNORED
+    logits = base.get_output_embeddings()(hidden[:, :-1][kept]).float()
+    return F.cross_entropy(logits, targets[kept], reduction="sum"), int(kept.sum())
 
 
 def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
@@ -24,15 +42,13 @@ def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
     for start in range(0, len(ordered), batch_size):
         rows = ordered[start : start + batch_size]
         longest = max(len(r.input_ids) for r in rows)
-        ids = torch.tensor([r.input_ids + [0] * (longest - len(r.input_ids)) for r in rows], device=model.device)
-        labels = torch.tensor([r.labels + [IGNORED] * (longest - len(r.labels)) for r in rows], device=model.device)
-        mask = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
+        short = [longest - len(r.input_ids) for r in rows]
+        ids = torch.tensor([r.input_ids + [0] * n for r, n in zip(rows, short, strict=True)], device=model.device)
+        labels = torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, short, strict=True)], device=model.device)
+        mask = torch.tensor([[1] * (longest - n) + [0] * n for n in short], device=model.device)
         with torch.inference_mode(), arithmetic(model):
-            logits = model(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
-        targets = labels[:, 1:]
-        kept = targets != IGNORED
-        total += F.cross_entropy(logits[kept].float(), targets[kept], reduction="sum").item()
-        tokens += int(kept.sum())
+            nll, number = supervised_nll(model, ids, mask, labels)
+        total, tokens = total + nll.item(), tokens + number
     model.train(was_training)
     return {"loss": total / max(tokens, 1), "tokens": tokens}
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from helpers.data import IGNORED, Data, Example
 from helpers.memory import Shape, lora_parameters
 from helpers.settings import Settings
+
+import torch
+from torch import nn
 
 SAMPLE = 20_000  # elements of each trained tensor that are compared before and after
 
@@ -70,6 +70,7 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
                 "this model was wrapped for LoRA before, and training it now would be LoRA under the name full",
             )
         ]
+    names = [n for n in names if "ranknum" not in n]  # AdaLoRA's count of ranks in use, not a weight
     stray = [n for n in names if "lora_" not in n]
     guards = [
         _require(
@@ -135,7 +136,9 @@ class WeightWatch:
 
     def __init__(self, model: nn.Module):
         self.frozen = digest(model, trainable=False)
-        self.before = {n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad}
+        self.before = {
+            n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad and "ranknum" not in n
+        }
 
     @staticmethod
     def _sample(value: torch.Tensor) -> torch.Tensor:
@@ -149,7 +152,7 @@ class WeightWatch:
             if name in self.before:
                 moved = int((self._sample(value) != self.before[name]).sum())
                 changed, seen = changed + moved, seen + len(self.before[name])
-                if not moved:
+                if not moved and "lora_E" not in name:  # AdaLoRA sets the ranks it gives up back to zero
                     still.append(name)
         return changed / max(seen, 1), still
 

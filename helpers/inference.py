@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
-
 from helpers.device import quiet
 from helpers.models import ModelError, load_adapter, load_base, write_manifest
 from helpers.records import FILE_NAME
 from helpers.settings import Settings
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
 
 def finished_folder(settings: Settings, method: str, notebook: str) -> Path:

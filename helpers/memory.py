@@ -180,7 +180,7 @@ def _saved_per_token(shape: Shape, method: str, rank: int, targets: str, size: i
         return norms + attention + mlp + size * (h + q + h + i)  # one input for q, k, v; one for gate, up
     adapted = target_names(shape, targets)
     inputs = {name: shape.linears[name][0] for name in adapted}
-    if size == 4:  # without a cast, neighbours that read the same tensor keep it once
+    if size == 4 or method == "qlora":  # where no cast makes a copy, neighbours that read one tensor keep it once
         for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
             for name in [n for n in group if n in inputs][1:]:
                 inputs[name] = 0

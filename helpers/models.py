@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from helpers.device import Device, decide, describe, quiet
 from helpers.memory import Prediction, Shape, predict
 from helpers.settings import ROOT, Settings
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 MANIFEST = "manifest.json"
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
@@ -112,10 +112,10 @@ def _sha256(path: Path) -> str:
 
 def _make_tiny(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer trained on the bundled questions: about 0.2 M parameters."""
+    from helpers.questions import make_splits
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from helpers.questions import make_splits
 
     rows = make_splits(400, 0, 0, 20)
     raw = Tokenizer(models.BPE(unk_token="<unk>"))

@@ -5,10 +5,11 @@ Colours are told apart by colour-blind readers (Okabe and Ito), and no figure re
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
-
 from helpers.comparison import GB, accuracy, by_method, wilson
 from helpers.records import RunRecord
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
            "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
@@ -33,7 +34,10 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="training loss, nats a token", yscale="log")
     axes.set_title(f"Training loss, mean of {smooth} steps")
-    axes.grid(alpha=0.3)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.grid(which="both", alpha=0.3)
     axes.legend()
     return axes
 
@@ -42,16 +46,20 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
     """Predicted memory by part as stacked bars, with the measured peaks as diamonds. All in bytes."""
     names = list(predictions)
     left = [0.0] * len(names)
+    peaks = [predictions[name]["total"] / GB for name in names]
     for part, colour in PARTS.items():
         sizes = [predictions[name].get(part, 0) / GB for name in names]
         if max(sizes) > 0:
             axes.barh(names, sizes, left=left, color=colour, label=part.replace("_", " "), edgecolor="white")
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for row, total in enumerate(left):
-        axes.text(total, row, f"  {total:.2g} GB", va="center")
+    axes.plot(
+        peaks, names, "|", color="black", markersize=22, markeredgewidth=3, linestyle="none", label="predicted peak"
+    )
+    for row, (end, peak) in enumerate(zip(left, peaks, strict=True)):
+        axes.text(max(end, peak), row, f"  peak {peak:.3g} GB", va="center")
     if measured:
         axes.plot([measured[n] / GB for n in names], names, "kD", label="measured peak", markersize=8, linestyle="none")
-    axes.set_xlim(0, 1.18 * max(left + [v / GB for v in (measured or {}).values()]))
+    axes.set_xlim(0, 1.25 * max(left + [v / GB for v in (measured or {}).values()]))
     axes.set(xlabel="GB", title="Predicted memory by part")
     axes.invert_yaxis()
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
@@ -62,12 +70,18 @@ def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None)
     """Memory in use over time, with the phase of each sample as a coloured ground and a letter in the legend."""
     points = [p for p in record.memory["timeline"] if seconds is None or p[0] <= seconds]
     times, used = [p[0] for p in points], [p[1] / GB for p in points]
-    for phase, colour in PHASES.items():
-        inside = [p[2] == phase for p in points]
-        if any(inside):
-            axes.fill_between(times, 0, 1, where=inside, step="post", color=colour, alpha=0.45, linewidth=0, label=phase,
-                              transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-post")
+    spans: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+    for (before, _, _), (after, _, phase) in zip(points, points[1:], strict=False):  # a sample closes its phase
+        last = spans[phase][-1] if spans[phase] else None
+        if last and abs(last[0] + last[1] - before) < 1e-9:
+            spans[phase][-1] = (last[0], after - last[0])
+        else:
+            spans[phase].append((before, after - before))
+    for phase, found in spans.items():
+        if found:
+            axes.broken_barh(found, (0, 1), color=PHASES[phase], alpha=0.5, linewidth=0, label=phase,
+                             transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-pre")
     axes.axhline(record.memory["peak"] / GB, color="black", linestyle=":", linewidth=1)
     axes.text(times[0], record.memory["peak"] / GB, f" peak {record.memory['peak'] / GB:.2f} GB", va="bottom")
     axes.set(xlabel="seconds since the start", ylabel="GB in use", title=f"Memory over time: {record.method}")
@@ -121,11 +135,13 @@ def bars(values: dict[str, float], axes: Axes, label: str) -> Axes:
 def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
     """Share of an update's squared norm that its best rank-r product holds, one line a layer of this type."""
     for record in records:
-        for update in (u for u in record.update if u["layer"].endswith(f".{kind}")):
+        found = [u for u in record.update if u["layer"].endswith(f".{kind}")]
+        for update, marker in zip(found, "os^Dv", strict=False):
             axes.plot(update["ranks"], [100 * e for e in update["energy"]], color=COLOURS[record.method],
-                      linestyle=DASHES[record.method], marker="o", markersize=3,
+                      linestyle=DASHES[record.method], marker=marker, markersize=4,
                       label=f"{record.method}, layer {update['layer'].split('.')[0]}")  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="rank", ylabel="share of the update, %", title=kind, ylim=(0, 105))
     axes.grid(alpha=0.3)
     return axes

@@ -22,12 +22,12 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-import psutil
-
 from helpers.records import FILE_NAME, RecordError, load, now, write_atomically
 from helpers.settings import _TYPES, PROFILES, ROOT, SettingsError, checked, nearest
 from helpers.summary import mask_secrets, write_html, write_index
+
+import nbformat
+import psutil
 
 NOTEBOOKS = ROOT / "notebooks"
 MARK = "FINE_TUNING_RUN"  # in the environment of everything a notebook starts

@@ -88,7 +88,15 @@ class Settings:
             SettingsError: for an unknown name, a wrong type or a value out of range.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
-        return replace(self, **{name: checked(name, value) for name, value in changes.items()})
+        for source, pin in (("model", "revision"), ("data", "data_revision")):
+            if changes.get(source, getattr(self, source)) != getattr(self, source):
+                changes = {pin: None} | changes  # a pin belongs to what it was made for
+        if changes.get("data", self.data) != self.data:  # the bundled rows are short; a reader's need not be
+            changes = {
+                "max_length": max(self.max_length, 1024),
+                "max_new_tokens": max(self.max_new_tokens, 200),
+            } | changes
+        return replace(self, **{n: value if value is None else checked(n, value) for n, value in changes.items()})
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any setting that can change the result."""
@@ -151,7 +159,7 @@ def checked(name: str, value):
 # sweep whose records lie in helpers/reference (see the notebook 04_compare).
 _RATES = {
     "tiny": {"full": 5e-3, "lora": 1e-2},
-    "small": {"full": 2e-4, "lora": 1e-3},
+    "small": {"full": 7e-5, "lora": 1e-3},
     "llama2-7b": {"full": 2e-5, "lora": 2e-4},
     "llama3-8b": {"full": 2e-5, "lora": 2e-4},
 }

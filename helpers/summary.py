@@ -6,9 +6,9 @@ import html
 import re
 from pathlib import Path
 
-import nbformat
-
 from helpers.records import write_atomically
+
+import nbformat
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}")
 _MARKS = {"ok": "passed", "running": "was running"}

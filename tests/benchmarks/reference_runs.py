@@ -5,6 +5,8 @@ Parts:
               (never on the test rows); --jobs runs at a time, so their speeds mean nothing and are set to null
     seeds     lora and full with three seeds each and the base, one at a time: scores, speed and memory
     memory7b  predicted against measured memory, Llama-2-7B shape with random weights, on a GPU
+    shape7b   lora and full on the same shape through the notebooks' own path, 1,000 synthetic rows of log-normal
+              length: speed and memory only, the answers of random weights mean nothing
 
 Each writes records or a table as JSON into DIR; nothing is committed by itself.
 """
@@ -53,6 +55,10 @@ def one(profile: str, out: Path, name: str, validation: bool, **changes) -> None
         run.record.evaluation = evaluate(run.model, run.tokenizer, judged, settings)
     record = run.record
     record.settings["runs_dir"] = "runs"
+    if settings.model.startswith("/"):
+        record.settings |= {"model": "random weights", "data": "synthetic rows"}
+        record.model["source"], record.data["source"] = "random weights", "synthetic rows"
+        record.note = "random weights: speed and memory only"
     if validation:
         record.note = "evaluated on the validation rows; run beside others, so no speed"
         record.training |= {"tokens_per_second": None, "train_seconds": None}
@@ -63,7 +69,7 @@ def one(profile: str, out: Path, name: str, validation: bool, **changes) -> None
     saved = record.save(run.folder)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(json.loads(saved.read_text())), encoding="utf-8")
-    right = record.evaluation["exact_match"]
+    right = record.evaluation["exact_match"] or []
     print(name, "loss", round(record.evaluation["loss"], 4), "right", sum(right), "of", len(right), "new phrasing",
           sum(record.evaluation["harder"] or []), "tok/s", record.training.get("tokens_per_second"),
           "peak GB", record.memory.get("peak", 0) / 1e9, flush=True)  # fmt: skip
@@ -145,14 +151,14 @@ def random_7b(dtype: torch.dtype, attention: str, four_bit: bool):
 
 def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.training: measured parts beside predicted ones."""
-    from datasets import Dataset
-    from peft import get_peft_model
-
     from helpers.device import describe, quiet
     from helpers.memory import Shape, predict
     from helpers.models import Plan, adapter_config, load_tokenizer
     from helpers.settings import settings_for
     from helpers.training import Trainer, _arguments
+
+    from datasets import Dataset
+    from peft import get_peft_model
 
     case = {"precision": "bf16", "attention": "sdpa", "checkpointing": False, "dropout": 0.0, "rank": 8,
             "targets": "q_proj,v_proj", **case}  # fmt: skip
@@ -228,9 +234,35 @@ def memory7b(out: Path) -> None:
     (out / "memory-7b.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
+def shape7b(out: Path, steps: int = 40) -> None:
+    """A folder with a random Llama-2-7B and a JSONL file of ragged rows; then one run of each method on them."""
+    import random
+    import shutil
+
+    from helpers.models import base_folder
+    from helpers.settings import settings_for
+
+    folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)
+    tiny = base_folder(settings_for("tiny"))
+    random_7b(torch.bfloat16, "sdpa", False).save_pretrained(folder)
+    torch.cuda.empty_cache()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny / name, folder / name)
+    with rows.open("w", encoding="utf-8") as handle:
+        for number in range(1000):
+            length = min(max(int(rng.lognormvariate(5.7, 0.75)), 24), 980) - 16  # one digit, one token
+            text = "".join(rng.choice("0123456789") for _ in range(length))
+            handle.write(json.dumps({"question": f"{number}", "answer": text}) + "\n")
+    changes = {"model": str(folder), "data": str(rows), "max_steps": steps, "max_new_tokens": 16}
+    for method in ("lora", "full"):
+        text = json.dumps({"name": f"{method}-s0", "validation": False, "method": method, **changes})
+        subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.benchmarks.reference_runs", "one", "--profile",
+                        "llama2-7b", "--out", str(out), "--run", text], check=False)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "seeds", "memory7b", "one"))
+    parser.add_argument("part", choices=("sweep", "seeds", "memory7b", "shape7b", "one"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", default="small")
     parser.add_argument("--jobs", type=int, default=1)
@@ -243,6 +275,8 @@ def main() -> None:
         one(given.profile, given.out, **json.loads(given.run))
     elif given.part == "memory7b":
         memory7b(given.out)
+    elif given.part == "shape7b":
+        shape7b(given.out)
     elif given.part == "sweep":
         runs = [
             (f"rate-{m}-{rate:g}", True, {"method": m, "learning_rate": rate})
