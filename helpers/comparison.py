@@ -82,7 +82,17 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def paired(first: list[int], second: list[int]) -> dict[str, float]:
-    """The exact McNemar test on the same questions: how many only one got right, and the two-sided p-value.
+    """Two models on the same questions: in how many one did better, and the exact two-sided sign test on those.
+
+    With results of 0 and 1 this is the exact McNemar test (McNemar 1947); with the number of seeds that got a question
+    right, each question still counts once, so seeds are not mistaken for more questions.
+
+    Args:
+        first, second: one number a question, in the same order.
+
+    Returns:
+        ``only_first`` and ``only_second`` (questions where that one did better), ``both`` (equal and right at least
+        once), ``neither`` (equal, never right), and ``p``.
 
     Raises:
         ValueError: if the lists differ in length.
@@ -90,13 +100,19 @@ def paired(first: list[int], second: list[int]) -> dict[str, float]:
     if len(first) != len(second):
         raise ValueError(f"paired results differ in length: {len(first)} and {len(second)}")
     pairs = list(zip(first, second, strict=True))
-    only_first, only_second = pairs.count((1, 0)), pairs.count((0, 1))
+    only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     n, k = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n if n else 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
     return {
-        "both": pairs.count((1, 1)), "only_first": only_first, "only_second": only_second,
-        "neither": pairs.count((0, 0)), "p": min(1.0, 2 * tail),
+        "both": sum(a == b > 0 for a, b in pairs), "only_first": only_first, "only_second": only_second,
+        "neither": sum(a == b == 0 for a, b in pairs), "p": min(1.0, 2 * tail),
     }  # fmt: skip
+
+
+def right_per_question(records: list[RunRecord], seeds: list[int]) -> list[int]:
+    """For each test question, in how many of these seeds it was answered right."""
+    scores = [r.evaluation["exact_match"] for r in records if r.seed in seeds]
+    return [sum(results) for results in zip(*scores, strict=True)]
 
 
 def by_method(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -156,30 +172,30 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
     def average(runs: list[RunRecord], get) -> float:
         return mean(get(r) for r in runs)
 
-    for what, unit, get in (
-        ("parameters trained", "", lambda r: r.training["trainable"]),
-        ("peak memory", "", lambda r: r.memory["peak"]),
-        ("bytes saved", "", lambda r: sum(r.files.values())),
+    for what, get in (
+        ("parameters trained", lambda r: r.training["trainable"]),
+        ("peak memory", lambda r: r.memory["peak"]),
+        ("bytes saved", lambda r: sum(r.files.values())),
     ):
         x, y = average(a, get), average(b, get)
         more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
-        said.append(f"{what.capitalize()}: {more} takes {ratio:.3g} times what {less} takes.{unit}")
-    x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in (a, b))
-    faster, ratio = (first, x / y) if x >= y else (second, y / x)
-    said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
+        said.append(f"{what.capitalize()}: {more} takes {ratio:.3g} times what {less} takes.")
+    if all(r.training["tokens_per_second"] for r in a + b):
+        x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in (a, b))
+        faster, ratio = (first, x / y) if x >= y else (second, y / x)
+        said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
     seeds = sorted({r.seed for r in a} & {r.seed for r in b})
-    if (right := accuracy(a)) and (other := accuracy(b)) and seeds:
-        results = [[q for r in runs if r.seed in seeds for q in r.evaluation["exact_match"]] for runs in (a, b)]
-        test = paired(*results)
-        shares = (
-            f"{first} answers {100 * right[0] / right[1]:.0f} % exactly, {second} {100 * other[0] / other[1]:.0f} %"
+    both = [[r for r in runs if r.seed in seeds] for runs in (a, b)]
+    if seeds and accuracy(both[0]) and accuracy(both[1]):
+        test = paired(*(right_per_question(runs, seeds) for runs in both))
+        shares = [100 * right / total for right, total in map(accuracy, both)]
+        counts = f"{first} did better on {test['only_first']} questions, {second} on {test['only_second']}; p = {test['p']:.2g}"
+        verdict = "no difference shown"
+        if test["p"] < level:
+            verdict = f"{first if test['only_first'] > test['only_second'] else second} is better on these questions"
+        said.append(
+            f"Accuracy: {first} answers {shares[0]:.0f} % exactly, {second} {shares[1]:.0f} %; {verdict} ({counts})."
         )
-        counts = f"{test['only_first']} questions only {first} got right, {test['only_second']} only {second}; p = {test['p']:.2g}"
-        if test["p"] >= level:
-            verdict = "no difference shown"
-        else:
-            verdict = f"{first if test['only_first'] > test['only_second'] else second} is better here"
-        said.append(f"Accuracy: {shares}; {verdict} ({counts}).")
         if len(seeds) < 3:
             said.append(
                 f"This rests on {len(seeds)} seed{'s' * (len(seeds) > 1)}: the test covers the choice of questions, not "

@@ -10,7 +10,7 @@ from threading import Thread
 from helpers.device import quiet
 from helpers.models import ModelError, load_adapter, load_base, write_manifest
 from helpers.records import FILE_NAME
-from helpers.settings import Settings
+from helpers.settings import Settings, shown
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
@@ -24,7 +24,9 @@ def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
     """
     folder = settings.change(method=method).folder
     if not (folder / FILE_NAME).is_file():
-        raise ModelError(f"there is no finished {method} run in {folder}: run {notebook} with these parameters first")
+        raise ModelError(
+            f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first"
+        )
     return folder
 
 
@@ -105,16 +107,18 @@ def save_model(model, tokenizer, folder: Path, shard_size: str = "5GB") -> None:
     write_manifest(folder)
 
 
-def load_saved(folder: Path, device: str = "cpu"):
+def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
     """A saved model and its tokenizer, as anybody would load them, in the precision they were saved in.
 
     Raises:
         ModelError: if the folder holds no model.
     """
     if not (folder / "config.json").is_file():
-        raise ModelError(f"there is no saved model in {folder}")
+        raise ModelError(f"there is no saved model in {shown(folder)}")
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", attn_implementation=attention, device_map=device
+        )
     return model, AutoTokenizer.from_pretrained(folder)
 
 

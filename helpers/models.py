@@ -19,7 +19,7 @@ from pathlib import Path
 
 from helpers.device import Device, decide, describe, quiet
 from helpers.memory import Prediction, Shape, predict
-from helpers.settings import ROOT, Settings
+from helpers.settings import ROOT, Settings, shown
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -62,7 +62,7 @@ def base_folder(settings: Settings) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_absolute() or settings.model.startswith("."):
-        raise ModelError(f"there is no model in {folder}: config.json is not there")
+        raise ModelError(f"there is no model in {shown(folder)}: config.json is not there")
     return _from_hub(settings.model, settings.revision)
 
 
@@ -97,8 +97,8 @@ def check_manifest(folder: Path) -> None:
     for name, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
         if not (folder / name).is_file() or _sha256(folder / name) != expected:
             raise ModelError(
-                f"{folder / name} is missing or damaged: its hash is not the one in {MANIFEST}; delete the folder "
-                f"{folder} and run the notebook again"
+                f"{shown(folder / name)} is missing or damaged: its hash is not the one in {MANIFEST}; delete the folder "
+                f"{shown(folder)} and run the notebook again"
             )
 
 
@@ -224,7 +224,7 @@ def base_fingerprint(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} holds no *.safetensors file; other weight formats are not loaded")
+        raise ModelError(f"{shown(folder)} holds no *.safetensors file; other weight formats are not loaded")
     with ThreadPoolExecutor(4) as pool:
         return hashlib.sha256("".join(pool.map(_sha256, files)).encode()).hexdigest()[:16]
 
@@ -348,15 +348,16 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
         ModelError: if the folder holds no adapter, or one that was trained on another base.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"there is no adapter in {folder}; run 02_lora_train with this profile first")
+        raise ModelError(f"there is no adapter in {shown(folder)}; run 02_lora_train with this profile first")
     if (folder / BASE_FILE).is_file():
         expected = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
         if expected["fingerprint"] != base_fingerprint(base_folder(settings)):
             raise ModelError(
-                f"the adapter in {folder} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
+                f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
                 f"{settings.model} as it is here: on another base it would load and answer nonsense"
             )
-    return PeftModel.from_pretrained(model, folder)
+    with quiet():
+        return PeftModel.from_pretrained(model, folder)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:

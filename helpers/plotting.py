@@ -55,8 +55,9 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
     axes.plot(
         peaks, names, "|", color="black", markersize=22, markeredgewidth=3, linestyle="none", label="predicted peak"
     )
-    for row, (end, peak) in enumerate(zip(left, peaks, strict=True)):
-        axes.text(max(end, peak), row, f"  peak {peak:.3g} GB", va="center")
+    seen = [max(end, (measured or {}).get(name, 0) / GB) for name, end in zip(names, left, strict=True)]
+    for row, (end, peak) in enumerate(zip(seen, peaks, strict=True)):
+        axes.text(max(end, peak), row, f"   peak {peak:.3g} GB", va="center")
     if measured:
         axes.plot([measured[n] / GB for n in names], names, "kD", label="measured peak", markersize=8, linestyle="none")
     axes.set_xlim(0, 1.25 * max(left + [v / GB for v in (measured or {}).values()]))
@@ -116,7 +117,7 @@ def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> A
             axes.plot(100 * sum(one) / len(one), row + 0.22, "o", color="white", markeredgecolor="black", markersize=5)
         axes.text(101, row, f"{right}/{total}", va="center")
     axes.set_yticks(range(len(shown)), [method for method, _ in shown])
-    axes.set(xlim=(0, 112), xlabel="answers exactly right, %", title="Exact match with 95 % interval")
+    axes.set(xlim=(0, 130), xlabel="answers exactly right, %", title="Exact match with 95 % interval")
     axes.invert_yaxis()
     return axes
 
@@ -125,9 +126,9 @@ def bars(values: dict[str, float], axes: Axes, label: str) -> Axes:
     """One bar a method with its value written at its end."""
     for row, (method, value) in enumerate(values.items()):
         axes.barh(row, value, color=COLOURS.get(method, "#0072B2"), hatch=HATCHES.get(method, ""), edgecolor="white")
-        axes.text(value, row, f"  {value:,.3g}", va="center")
+        axes.text(value, row, f"  {value:,.0f}" if value >= 100 else f"  {value:.3g}", va="center")
     axes.set_yticks(range(len(values)), list(values))
-    axes.set(xlabel=label, xlim=(0, 1.2 * max(values.values(), default=1)))
+    axes.set(xlabel=label, xlim=(0, 1.35 * max(values.values(), default=1)))
     axes.invert_yaxis()
     return axes
 
@@ -159,3 +160,21 @@ def token_strip(tokens: list[str], supervised: list[bool], width: int = 88) -> s
         if "\n" in token:
             pieces.append("<br>")
     return f'<div style="font-family:monospace;line-height:1.9;max-width:{width}ch">{"".join(pieces)}</div>'
+
+
+def sweep(records: list[RunRecord], axes: Axes) -> Axes:
+    """Validation loss and, where scored, right validation answers against the learning rate, one line a method."""
+    for method, runs in by_method(records).items():
+        runs = sorted(runs, key=lambda r: r.settings["learning_rate"])
+        rates = [r.settings["learning_rate"] for r in runs]
+        losses = [r.training["validation_loss"][-1] for r in runs]
+        axes.plot(rates, losses, color=COLOURS[method], linestyle=DASHES[method], marker="o", label=method)
+        for rate, loss, run in zip(rates, losses, runs, strict=True):
+            if right := accuracy([run]):
+                axes.annotate(
+                    f"{right[0]}/{right[1]}", (rate, loss), textcoords="offset points", xytext=(4, 6), fontsize=8
+                )
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats a token", title="Learning-rate sweep")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return axes

@@ -113,7 +113,7 @@ def load(path: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordError(f"there is no finished run in {path.parent}: {path.name} is not there") from None
+        raise RecordError(f"there is no finished run in {path.parent.name}: {path.name} is not there") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is damaged ({error}); run the notebook that wrote it again") from None
     if not isinstance(raw, dict) or "version" not in raw:
@@ -138,14 +138,17 @@ def load(path: Path) -> RunRecord:
 
 def load_series(folder: Path) -> list[RunRecord]:
     """Every finished run under a folder such as ``runs/small``, ordered by method and seed."""
-    found = [load(path) for path in sorted(Path(folder).glob(f"*/{FILE_NAME}"))]
+    return _ordered([load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")])
+
+
+def _ordered(found: list[RunRecord]) -> list[RunRecord]:
     order = {"base": 0, "full": 2}
-    return sorted(found, key=lambda r: (order.get(r.method, 1), r.method, r.seed))
+    return sorted(found, key=lambda r: (order.get(r.method, 1), r.method, r.seed, r.settings.get("learning_rate") or 0))
 
 
 def load_reference(name: str) -> list[RunRecord]:
     """The committed records of a reference series, such as ``small-cpu``: ``helpers/reference/<name>/*.json``."""
-    return [load(path) for path in sorted((REFERENCE / name).glob("*.json"))]
+    return _ordered([load(path) for path in (REFERENCE / name).glob("*.json")])
 
 
 def now() -> str:

@@ -108,6 +108,12 @@ class Settings:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+def shown(path: Path) -> str:
+    """A path for people: inside the repository without the part that differs between machines."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 _TYPES = {f.name: f.type for f in fields(Settings)}
 _AT_LEAST_ONE = {
     "train_rows", "test_rows", "max_length", "rank", "alpha", "max_steps",
