@@ -151,6 +151,11 @@ def load_reference(name: str) -> list[RunRecord]:
     return _ordered([load(path) for path in (REFERENCE / name).glob("*.json")])
 
 
+def load_table(name: str) -> dict:
+    """A committed table of measurements, such as ``memory-7b``, with device, date, commit and environment."""
+    return json.loads((REFERENCE / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def now() -> str:
     """The present time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
