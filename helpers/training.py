@@ -67,7 +67,10 @@ class Trainer(SFTTrainer):
         if self.monitor:
             self.monitor.mark("forward")
         if self.args.device.type == "cpu":
-            total, tokens = supervised_nll(self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            with self.accelerator.autocast():  # accelerate casts in model.forward, which this goes around
+                total, tokens = supervised_nll(
+                    self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+                )
             loss = total / (num_items_in_batch if num_items_in_batch is not None else tokens)
         else:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -120,7 +123,7 @@ def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
         gradient_checkpointing=ours.decisions["checkpointing"]["value"],
         max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        pad_to_multiple_of=16 if ours.device.kind == "cpu" else None,  # few shapes: oneDNN keeps a kernel for each
+        pad_to_multiple_of=8 if ours.device.kind == "cpu" else None,  # few shapes: oneDNN keeps a kernel for each
         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel

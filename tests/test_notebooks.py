@@ -1,0 +1,162 @@
+"""The series itself: its structure, found by glob, and one headless run on the tiny profile, asserted on many times."""
+
+import ast
+import json
+import re
+
+from helpers import records
+from helpers.comparison import comparability
+from helpers.runner import find_notebooks, parameters_of
+from helpers.settings import ROOT, settings_for
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+SERIES = find_notebooks()
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+def prose(path) -> str:
+    return "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+
+
+@pytest.fixture(params=SERIES, ids=lambda p: p.stem)
+def notebook(request):
+    return request.param
+
+
+def test_the_core_is_there_in_order():
+    assert [p.stem for p in SERIES][:6] == [
+        "00_setup_check", "01_data", "02_lora_train", "03_full_train", "04_compare", "05_inference",
+    ]  # fmt: skip
+
+
+def test_valid_and_committed_without_outputs(notebook):
+    content = nbformat.read(notebook, 4)
+    nbformat.validate(content)
+    assert "widgets" not in content.metadata
+    for cell in code_cells(notebook):
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_one_parameters_cell_of_at_most_eight_literals(notebook):
+    tagged = [c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    body = ast.parse(tagged[0].source).body
+    assert 1 <= len(body) <= 8
+    for node in body:
+        assert isinstance(node, ast.Assign)
+        ast.literal_eval(node.value)
+
+
+def test_parameters_are_settings_and_reach_them(notebook):
+    defaults = parameters_of(notebook)
+    changes = {k: v for k, v in defaults.items() if k != "profile"}
+    assert settings_for(defaults["profile"], **changes).profile == defaults["profile"] == "small"
+
+
+def test_plain_python_without_magic_or_secrets(notebook):
+    for cell in code_cells(notebook):
+        assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), cell.source
+        assert "tqdm.auto" not in cell.source and "trust_remote_code" not in cell.source
+        assert not re.search(r"hf_[A-Za-z0-9]{10}|login\(", cell.source)
+
+
+def test_cells_are_short(notebook):
+    lengths = [len(c.source.splitlines()) for c in code_cells(notebook)]
+    assert sorted(lengths)[int(0.8 * len(lengths))] <= 15
+    assert max(lengths) <= 45, notebook
+
+
+def test_anatomy(notebook):
+    text = prose(notebook)
+    first = nbformat.read(notebook, 4).cells[0].source
+    assert first.startswith("# ")
+    for part in ("You will do", "You will learn", "You need"):
+        assert part in first, part
+    for heading in ("What you saw", "Exercises", "In practice", "Next"):
+        assert f"\n## {heading}" in text or text.startswith(f"## {heading}"), heading
+    assert "MEASURED" not in text, "a measured figure is still missing"
+
+
+def test_prose_comes_before_code(notebook):
+    cells = nbformat.read(notebook, 4).cells
+    bare = sum(a.cell_type == b.cell_type == "code" for a, b in zip(cells, cells[1:], strict=False))
+    assert bare <= 4  # imports, parameters and settings may follow each other
+
+
+def test_links_exist(notebook):
+    for link in re.findall(r"\]\(([^)#]+)", prose(notebook)):
+        if not link.startswith("http"):
+            assert (notebook.parent / link).exists(), link
+
+
+def test_one_prose_for_all_devices(notebook):
+    """No cell asks for a vendor before it runs: the same code serves ROCm, CUDA and CPU."""
+    for cell in code_cells(notebook):
+        assert 'torch.device("cuda' not in cell.source and ".cuda()" not in cell.source
+
+
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+def test_every_notebook_passes(series):
+    status = json.loads((series.folder / "status.json").read_text())["notebooks"]
+    assert series.end == "ok", status
+    assert list(status) == [p.stem for p in SERIES]
+    assert series.lines[-1] == f"All passed. Open {series.folder / 'index.html'}"
+    page = (series.folder / "index.html").read_text()
+    assert all(f'href="notebooks/{p.stem}.html"' in page for p in SERIES)
+
+
+def outputs(series, notebook):
+    executed = nbformat.read(series.folder / "notebooks" / notebook.name, 4)
+    return [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def test_no_errors_no_warnings_and_figures_that_show(series, notebook):
+    kinds = outputs(series, notebook)
+    assert not [o for o in kinds if o.output_type == "error"]
+    noise = "".join(o.text for o in kinds if o.get("name") == "stderr")
+    noise = "\n".join(line for line in noise.splitlines() if "step" not in line)  # the progress bar
+    assert "Warning" not in noise and "Error" not in noise, noise
+    images = [o for o in kinds if "image/png" in o.get("data", {})]
+    assert images or notebook.stem.startswith("05"), "no figure"
+
+
+def test_executed_pages_hold_their_formulas_and_figures_without_a_network(series, notebook):
+    page = (series.folder / "notebooks" / f"{notebook.stem}.html").read_text()
+    assert "$$" not in re.sub(r"<(script|style|pre).*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.findall(r'<(?:script|img)[^>]+src="http', page)
+
+
+def test_records_of_the_series_compare(series):
+    found = records.load_series(series.folder)
+    assert [r.method for r in found] == ["base", "lora", "full"]
+    shared = comparability(found)
+    assert shared["base model"] and shared["evaluation rows"]
+    base, lora, full = found
+    assert lora.evaluation["loss"] < base.evaluation["loss"] and full.evaluation["loss"] < base.evaluation["loss"]
+    assert lora.training["trainable"] < full.training["trainable"] == full.model["parameters"]
+    assert sum(lora.files.values()) < sum(full.files.values())
+    assert full.status == "ok" and full.commit
+
+
+def test_notebook_and_helpers_agree_on_the_adapter(series, runs):
+    """02 writes its LoraConfig out; the run must equal one with the helpers' configuration."""
+    lora = next(r for r in records.load_series(series.folder) if r.method == "lora")
+    assert [s["loss"] for s in lora.steps] == [s["loss"] for s in runs.lora.record.steps]
+
+
+def test_compare_ends_in_computed_sentences(series):
+    text = json.dumps([o.get("data", {}) for o in outputs(series, SERIES[4])])
+    assert "Accuracy:" in text and "Peak memory:" in text
+
+
+def test_nothing_of_the_machine_is_printed(series, notebook):
+    text = json.dumps([{k: v for k, v in o.items() if k != "metadata"} for o in outputs(series, notebook)])
+    assert str(ROOT) not in text

@@ -1,0 +1,156 @@
+"""Training results: the loss falls, the right weights move, the same seed repeats, faults stop the run."""
+
+import json
+
+from helpers import training
+from helpers.evaluation import supervised_nll
+from helpers.models import load_base
+from helpers.settings import settings_for
+from helpers.training import TrainingError, train
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_loss_falls_in_training_and_on_rows_held_out(runs, method):
+    record = getattr(runs, method).record
+    losses = [s["loss"] for s in record.steps]
+    assert len(losses) == 40 and sum(losses[-5:]) < sum(losses[:5])
+    before, after = record.training["validation_loss"]
+    assert after < before
+    assert record.evaluation["loss"] < runs.base.record.evaluation["loss"]
+
+
+def test_lora_leaves_the_base_bit_equal_and_full_moves_it(runs):
+    base = dict(load_base(runs.settings("lora")).named_parameters())
+    under_lora = runs.lora.model.get_base_model()
+    for name, value in under_lora.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(value, base[name.replace(".base_layer", "")]), name
+    moved = [n for n, p in runs.full.model.named_parameters() if not torch.equal(p, base[n])]
+    assert len(moved) == len(base)
+    assert runs.full.record.training["changed_share"] > 0.99
+
+
+def test_full_is_saved_as_evaluated(runs):
+    """The model that was scored is the one in the files, buffers included (model.to() would have rounded those)."""
+    from helpers.inference import load_saved
+
+    saved, _ = load_saved(runs.full.folder / "model")
+    ids = torch.tensor([runs.data.test[0].input_ids])
+    assert torch.equal(saved.eval()(ids).logits, runs.full.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path, data, runs, method):
+    settings = settings_for("tiny", method, runs_dir=str(tmp_path))
+    again = [s["loss"] for s in train(settings, data).record.steps]
+    assert again == [s["loss"] for s in getattr(runs, method).record.steps]
+    other = train(settings.change(seed=1, max_steps=3), data).record.steps
+    assert [s["loss"] for s in other] != again[:3]
+
+
+def test_both_methods_see_the_same_rows_and_tokens(runs):
+    lora, full = runs.lora.record, runs.full.record
+    assert lora.data["order"] == full.data["order"]
+    assert lora.training["supervised_tokens"] == full.training["supervised_tokens"]
+
+
+def test_the_loss_of_supervised_tokens_equals_the_models_own_in_value_and_gradient(data, tiny):
+    """On a CPU the head runs on supervised positions only: the same number as transformers' loss, to rounding."""
+    rows = data.train[:6]
+    longest = max(len(r.input_ids) for r in rows)
+    ids = torch.tensor([r.input_ids + [0] * (longest - len(r.input_ids)) for r in rows])
+    labels = torch.tensor([r.labels + [-100] * (longest - len(r.labels)) for r in rows])
+    mask = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
+    ours, theirs = (load_base(settings_for("tiny", "full"), "fp32") for _ in range(2))
+    nll, tokens = supervised_nll(ours, ids, mask, labels)
+    (nll / tokens).backward()
+    loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    assert (nll / tokens).item() == pytest.approx(loss.item(), rel=1e-6)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_arithmetic_is_in_the_precision_that_the_record_states(tmp_path, data, monkeypatch, method, precision):
+    real, seen = training.supervised_nll, []
+
+    def watched(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "supervised_nll", watched)
+    record = train(settings_for("tiny", method, runs_dir=str(tmp_path), precision=precision, max_steps=2), data).record
+    assert record.decisions["precision"]["value"] == precision
+    assert seen == [precision == "bf16"] * 2
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, data, monkeypatch):
+    real, calls = training.supervised_nll, []
+
+    def third_is_nan(*arguments):
+        calls.append(1)
+        nll, tokens = real(*arguments)
+        return (nll * float("nan") if len(calls) == 3 else nll), tokens
+
+    monkeypatch.setattr(training, "supervised_nll", third_is_nan)
+    settings = settings_for("tiny", "full", runs_dir=str(tmp_path), max_steps=6)
+    with pytest.raises(TrainingError, match="at step 3 is nan: training stopped"):
+        train(settings, data)
+    assert not (settings.folder / "record.json").exists()
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate", "HIP out of memory. Tried to allocate"])
+def test_out_of_memory_gives_the_split_and_three_ways_out(tmp_path, data, monkeypatch, message):
+    def full(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(training, "supervised_nll", full)
+    with pytest.raises(TrainingError, match=r"ran out of memory: .*batch_size.*checkpointing.*lora, then qlora"):
+        train(settings_for("tiny", "full", runs_dir=str(tmp_path)), data)
+
+
+def test_other_errors_keep_their_own_words(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(training, "supervised_nll", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        train(settings_for("tiny", "full", runs_dir=str(tmp_path)), data)
+
+
+def test_a_second_training_starts_over_and_leaves_no_stale_record(tmp_path, data):
+    settings = settings_for("tiny", "lora", runs_dir=str(tmp_path), max_steps=3)
+    first = train(settings, data)
+    first.record.save(first.folder)
+    second = train(settings, data)
+    assert not (second.folder / "record.json").exists()  # it comes with save(), last
+    assert [s["loss"] for s in second.record.steps] == [s["loss"] for s in first.record.steps]
+
+
+@pytest.mark.parametrize("method", ["dora", "rslora", "adalora"])
+def test_variants_train_through_the_same_path(tmp_path, data, method):
+    record = train(settings_for("tiny", method, runs_dir=str(tmp_path)), data).record
+    assert record.training["validation_loss"][1] < record.training["validation_loss"][0]
+    assert "frozen weights stood still" in {g["name"] for g in record.guards}
+
+
+def test_accumulation_gives_the_same_training_as_a_larger_batch(tmp_path, data):
+    one = train(settings_for("tiny", "full", runs_dir=str(tmp_path), max_steps=5), data).record
+    parts = settings_for("tiny", "full", runs_dir=str(tmp_path), max_steps=5, batch_size=4, accumulation=2)
+    two = train(parts, data).record
+    assert one.data["order"] == two.data["order"]
+    assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], rel=0.01)
+
+
+def test_the_update_of_lora_has_at_most_its_rank(runs):
+    rank = runs.lora.record.settings["rank"]
+    for update in runs.lora.record.update:
+        assert dict(zip(update["ranks"], update["energy"], strict=True))[rank] == pytest.approx(1, abs=1e-4)
+    assert {u["layer"] for u in runs.full.record.update} == {u["layer"] for u in runs.lora.record.update}
+    assert all(u["energy"] == sorted(u["energy"]) for u in runs.full.record.update)
+
+
+def test_a_record_holds_no_secret(runs, monkeypatch):
+    assert "hf_" not in json.dumps(runs.lora.record.environment) + json.dumps(runs.lora.record.settings)
