@@ -139,7 +139,7 @@ def parse_llama2(text: object, where: str) -> list[dict]:
             system, _, question = question.removeprefix("<<SYS>>").partition("<</SYS>>")
             if system.strip() and not messages:
                 messages.append({"role": "system", "content": system.strip()})
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
     return messages
 
 

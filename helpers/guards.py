@@ -94,6 +94,24 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
     return guards
 
 
+def one_device(used: int, device) -> Guard:
+    """One process trains on one device; several visible ones are said, not used behind the reader's back.
+
+    Args:
+        used: how many devices the trainer would spread a batch over (0 on a CPU).
+        device: from helpers.device.describe.
+
+    Raises:
+        GuardError: if the trainer would split batches over several devices (a hidden DataParallel).
+    """
+    seen = f"{device.torch_name} ({device.name})" + (
+        f", the first of {device.count} visible" if device.count > 1 else ""
+    )
+    return _require(
+        used <= 1, "one device", seen, f"the trainer would split each batch over {used} devices: make one visible"
+    )
+
+
 def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
     """The weights to start from are those of the base as loaded from its files.
 

@@ -182,6 +182,7 @@ def train(
                 processing_class=tokenizer, callbacks=[steps],
             )  # fmt: skip
             trainer.monitor = monitor
+            checks.append(guards.one_device(trainer.args.n_gpu, ours.device))
             checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), tokenizer))
             clock = time.perf_counter()
             try:

@@ -5,6 +5,7 @@ import dataclasses
 
 from helpers import guards
 from helpers.data import Data, Example
+from helpers.device import Device
 from helpers.guards import GuardError, WeightWatch
 from helpers.models import adapter_config, load_base
 from helpers.settings import settings_for
@@ -138,6 +139,13 @@ def test_a_collator_that_masks_eos_is_caught(data, tokenizer):
     batch = DataCollatorForLanguageModeling(as_published, mlm=False)(rows)
     with pytest.raises(GuardError, match="never learn to stop"):
         guards.batch_is_supervised(batch, as_published)
+
+
+def test_a_hidden_second_device_is_caught_and_several_visible_ones_are_said():
+    two = Device("rocm", "AMD Instinct MI250", "gfx90a", 2, 64 * 10**9, 60 * 10**9, "ROCm 7.1", bf16=True)
+    with pytest.raises(GuardError, match="split each batch over 2 devices: make one visible"):
+        guards.one_device(2, two)
+    assert guards.one_device(1, two).detail == "cuda:0 (AMD Instinct MI250), the first of 2 visible"
 
 
 def test_guards_of_a_good_run_carry_their_numbers(runs):
