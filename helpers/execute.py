@@ -7,6 +7,7 @@ cells; whether the notebook passed is judged by the runner from the executed fil
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def main(job_file: str) -> None:
             kernel_name="python3", cwd=job["cwd"], progress_bar=False, execution_timeout=job["cell_timeout"],
             autosave_cell_every=10,
         )  # fmt: skip
-        report(end="ok")
+        # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
+        report(end="ok", peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     except CellTimeoutError:
         report(end="timed out", why=f"a cell ran longer than {job['cell_timeout']} s")
     except DeadKernelError:

@@ -248,6 +248,7 @@ class Run:
                     told = json.loads(line)
                     if "end" in told:
                         end, why = told["end"], told.get("why")
+                        self._update(notebook, peak=told.get("peak"))
                     else:
                         self._update(notebook, cell=told["cell"], cells=told["cells"], heading=told["heading"])
                         self._progress(notebook, told)
