@@ -69,6 +69,7 @@ def base_folder(settings: Settings) -> Path:
 def _once(folder: Path, make) -> Path:
     """Let ``make`` fill a temporary folder, then move it into place whole, with a manifest of hashes."""
     if not (folder / MANIFEST).is_file():
+        print(f"preparing the model {folder.name}, once", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             made = Path(temporary) / "model"
