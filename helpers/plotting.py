@@ -9,7 +9,7 @@ from helpers.comparison import GB, accuracy, by_method, wilson
 from helpers.records import RunRecord
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
            "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
@@ -34,10 +34,10 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="training loss, nats a token", yscale="log")
     axes.set_title(f"Training loss, mean of {smooth} steps")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.grid(which="both", alpha=0.3)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     axes.legend()
     return axes
 
@@ -55,12 +55,13 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
     axes.plot(
         peaks, names, "|", color="black", markersize=22, markeredgewidth=3, linestyle="none", label="predicted peak"
     )
-    seen = [max(end, (measured or {}).get(name, 0) / GB) for name, end in zip(names, left, strict=True)]
-    for row, (end, peak) in enumerate(zip(seen, peaks, strict=True)):
-        axes.text(max(end, peak), row, f"   peak {peak:.3g} GB", va="center")
+    for row, (name, end, peak) in enumerate(zip(names, left, peaks, strict=True)):
+        real = (measured or {}).get(name, 0) / GB
+        words = f"   predicted peak {peak:.3g} GB" + (f"\n   measured {real:.3g} GB" if real else "")
+        axes.text(max(end, peak, real), row, words, va="center", fontsize=9)
     if measured:
         axes.plot([measured[n] / GB for n in names], names, "kD", label="measured peak", markersize=8, linestyle="none")
-    axes.set_xlim(0, 1.25 * max(left + [v / GB for v in (measured or {}).values()]))
+    axes.set_xlim(0, 1.4 * max(left + [v / GB for v in (measured or {}).values()]))
     axes.set(xlabel="GB", title="Predicted memory by part")
     axes.invert_yaxis()
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from helpers.records import FILE_NAME, RecordError, load, now, write_atomically
 from helpers.settings import _TYPES, PROFILES, ROOT, SettingsError, checked, nearest
-from helpers.summary import mask_secrets, write_html, write_index
+from helpers.summary import mask_secrets, tidy, write_html, write_index
 
 import nbformat
 import psutil
@@ -215,7 +215,8 @@ class Run:
             }), encoding="utf-8")  # fmt: skip
             end, why = self._watch(notebook, job, started + options.notebook_timeout)
             if part.is_file():
-                write_atomically(target, mask_secrets(part.read_text(encoding="utf-8")))
+                tidy(part)
+                write_atomically(target, part.read_text(encoding="utf-8"))
         if end == "ok":
             end, why = self._judge(notebook, begun)
         seconds = round(time.monotonic() - started, 1)

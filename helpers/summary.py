@@ -24,6 +24,24 @@ def mask_secrets(text: str) -> str:
     return _SECRET.sub("***", text)
 
 
+def tidy(notebook: Path) -> None:
+    """Rewrite an executed notebook without secrets, and with what a terminal would show of a progress bar: its end."""
+    content = nbformat.reads(mask_secrets(notebook.read_text(encoding="utf-8")), as_version=4)
+    for cell in content.cells:
+        merged: list = []
+        for output in cell.get("outputs", []):
+            if merged and output.output_type == merged[-1].output_type == "stream" and output.name == merged[-1].name:
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        for output in merged:
+            if output.output_type == "stream":
+                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+        if cell.cell_type == "code":
+            cell.outputs = merged
+    write_atomically(notebook, nbformat.writes(content))
+
+
 def write_html(notebook: Path) -> Path:
     """Render an executed notebook beside itself, figures inside; formulas become MathML, so no network is needed."""
     from latex2mathml.converter import convert

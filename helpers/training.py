@@ -7,6 +7,7 @@ between full fine-tuning and the adapters is the model that is handed to the tra
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,8 @@ def train(
         validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
         free_memory()
 
-        progress = tqdm(total=settings.max_steps, desc=settings.method, unit="step", mininterval=2, ncols=88)
+        progress = tqdm(total=settings.max_steps, desc=settings.method, unit="step", mininterval=2, ncols=88,
+                        file=sys.stdout)  # fmt: skip
         steps = Steps(monitor, progress)
         rows = Dataset.from_dict({"input_ids": [e.input_ids for e in order], "labels": [e.labels for e in order]})
         with quiet():
