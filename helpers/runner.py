@@ -233,6 +233,7 @@ class Run:
             stdin=subprocess.DEVNULL, start_new_session=True, text=True, env=os.environ | {MARK: mark},
         )  # fmt: skip
         end, why = "killed", "the process that ran the notebook ended without a word"
+        kernel_seen, kernel_gone = False, None
         try:
             with selectors.DefaultSelector() as ready:
                 ready.register(child.stdout, selectors.EVENT_READ)
@@ -241,7 +242,13 @@ class Run:
                         return "interrupted", f"stopped by {self.stopped}"
                     if time.monotonic() > deadline:
                         return "timed out", f"the notebook ran longer than {self.options.notebook_timeout} s"
-                    if not ready.select(timeout=0.5):
+                    if not ready.select(timeout=0.5):  # a child that outlives its kernel can keep papermill waiting
+                        if kernel_runs(child):
+                            kernel_seen, kernel_gone = True, None
+                        elif kernel_seen:
+                            kernel_gone = kernel_gone or time.monotonic()
+                            if time.monotonic() - kernel_gone > 5:
+                                return "killed", "the kernel died: the machine may have run out of memory"
                         continue
                     line = child.stdout.readline()
                     if not line:
@@ -288,6 +295,17 @@ class Run:
             except RecordError:
                 missing.append(str(path))
         return missing
+
+
+def kernel_runs(child: subprocess.Popen) -> bool:
+    """Whether the notebook's kernel, a child of the process that runs papermill, is alive."""
+    try:
+        return any(
+            "ipykernel" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+            for process in psutil.Process(child.pid).children()
+        )
+    except psutil.Error:
+        return False
 
 
 def reap(child: subprocess.Popen, mark: str) -> None:

@@ -68,7 +68,7 @@ def test_plain_python_without_magic_or_secrets(notebook):
 
 def test_cells_are_short(notebook):
     lengths = [len(c.source.splitlines()) for c in code_cells(notebook)]
-    assert sorted(lengths)[int(0.75 * len(lengths))] <= 15
+    assert sorted(lengths)[2 * len(lengths) // 3] <= 15
     assert max(lengths) <= 45, notebook
 
 
@@ -86,7 +86,7 @@ def test_anatomy(notebook):
 def test_prose_comes_before_code(notebook):
     cells = nbformat.read(notebook, 4).cells
     bare = sum(a.cell_type == b.cell_type == "code" for a, b in zip(cells, cells[1:], strict=False))
-    assert bare <= 4  # imports, parameters and settings may follow each other
+    assert bare <= 6  # imports, parameters and settings may follow each other
 
 
 def test_links_exist(notebook):

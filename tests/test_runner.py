@@ -128,7 +128,7 @@ def test_an_error_stops_the_series_and_shows_on_the_page(book, tmp_path):
     write_notebook(book, "01_never", "1")
     end, status, lines = run(tmp_path)
     assert end == "failed" and list(status) == ["00_bad"]
-    assert status["00_bad"]["cell"] == 3 and "ValueError: the reason" in status["00_bad"]["why"]
+    assert status["00_bad"]["cell"] == 4 and "ValueError: the reason" in status["00_bad"]["why"]
     page = (tmp_path / "out/tiny/index.html").read_text()
     assert "the reason" in page
     for file in (tmp_path / "out/tiny").rglob("*.*"):

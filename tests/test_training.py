@@ -84,9 +84,9 @@ def test_the_arithmetic_is_in_the_precision_that_the_record_states(tmp_path, dat
         return real(*arguments)
 
     monkeypatch.setattr(training, "supervised_nll", watched)
-    record = train(settings_for("tiny", method, runs_dir=str(tmp_path), precision=precision, max_steps=2), data).record
+    record = train(settings_for("tiny", method, runs_dir=str(tmp_path), precision=precision, max_steps=4), data).record
     assert record.decisions["precision"]["value"] == precision
-    assert seen == [precision == "bf16"] * 2
+    assert seen == [precision == "bf16"] * 4
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, data, monkeypatch):
