@@ -21,9 +21,9 @@ def main() -> None:
     plotting.bars(peaks, middle, "GB").set_title("Predicted peak of training memory")
     plotting.scores(records, right)
     first = trained[0]
-    seeds = len(groups["lora"])
+    seeds = f"{len(groups['lora'])} seed{'s' * (len(groups['lora']) > 1)}"
     figure.suptitle(
-        f"SmolLM2-135M-Instruct, LoRA and full fine-tuning, {seeds} seeds each: {first.device['name']}, {first.finished[:10]}"
+        f"SmolLM2-135M-Instruct, LoRA and full fine-tuning, {seeds}: {first.device['name']}, {first.finished[:10]}"
     )
     TARGET.parent.mkdir(exist_ok=True)
     figure.savefig(TARGET, dpi=110, metadata={"Software": None})
