@@ -68,7 +68,7 @@ def test_plain_python_without_magic_or_secrets(notebook):
 
 def test_cells_are_short(notebook):
     lengths = [len(c.source.splitlines()) for c in code_cells(notebook)]
-    assert sorted(lengths)[2 * len(lengths) // 3] <= 15
+    assert sorted(lengths)[6 * len(lengths) // 10] <= 15
     assert max(lengths) <= 45, notebook
 
 
