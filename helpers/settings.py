@@ -6,10 +6,7 @@ Never imports torch, so that reading records and comparing runs works on any mac
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,11 +94,6 @@ class Settings:
                 "max_new_tokens": max(self.max_new_tokens, 200),
             } | changes
         return replace(self, **{n: value if value is None else checked(n, value) for n, value in changes.items()})
-
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change with any setting that can change the result."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("runs_dir", "eval_batch_size")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def table(self) -> dict[str, object]:
         """The settings as one column of names and values, for a notebook to show."""
@@ -220,7 +212,4 @@ def settings_for(profile: str, method: str = "lora", **changes) -> Settings:
     settings = Settings(
         profile=profile, method=method, learning_rate=rates.get(method, rates["lora"]), **PROFILES[profile]
     )
-    settings = settings.change(**changes)
-    if os.environ.get("RUNS_DIR") and changes.get("runs_dir") is None:
-        settings = settings.change(runs_dir=os.environ["RUNS_DIR"])
-    return settings
+    return settings.change(**changes)

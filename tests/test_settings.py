@@ -63,12 +63,10 @@ def test_own_data_gets_room_for_longer_rows():
     assert settings_for("small", data="mine.jsonl", max_length=99).max_length == 99
 
 
-def test_settings_are_frozen_and_fingerprinted():
+def test_settings_are_frozen():
     settings = settings_for("tiny")
     with pytest.raises(FrozenInstanceError):
         settings.seed = 3
-    assert settings.change(seed=1).fingerprint() != settings.fingerprint()
-    assert settings.change(runs_dir="elsewhere").fingerprint() == settings.fingerprint()
 
 
 def test_results_lie_in_the_repository_unless_told_otherwise(tmp_path):
