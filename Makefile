@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 model: $(READY)  ## fetch the base model of PROFILE
-	@$(PY) -m helpers.models $(PROFILE)
+	@$(PY) -m helpers.sources $(PROFILE)
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
 	@$(PY) -m helpers.runner --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)" --params "$(PARAMS)" --runs-dir "$(RUNS_DIR)"

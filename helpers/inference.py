@@ -8,9 +8,10 @@ from pathlib import Path
 from threading import Thread
 
 from helpers.device import quiet
-from helpers.models import ModelError, load_adapter, load_base, write_manifest
+from helpers.models import load_adapter, load_base
 from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
+from helpers.sources import ModelError, write_manifest
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer

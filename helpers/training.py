@@ -17,18 +17,9 @@ from helpers.data import IGNORED, Data, fingerprint, training_order
 from helpers.device import GB, MemoryMonitor, free_memory, quiet
 from helpers.evaluation import evaluate, held_out_loss, supervised_nll
 from helpers.inference import save_model
-from helpers.models import (
-    Plan,
-    adapter_config,
-    base_fingerprint,
-    base_folder,
-    folder_sizes,
-    load_base,
-    load_tokenizer,
-    plan,
-    save_adapter,
-)
+from helpers.models import Plan, adapter_config, folder_sizes, load_base, load_tokenizer, plan, save_adapter
 from helpers.settings import Settings
+from helpers.sources import base_fingerprint, base_folder
 from helpers.updates import weight_updates
 
 import torch

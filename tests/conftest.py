@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from helpers.evaluation import evaluate
 from helpers.models import load_tokenizer
 from helpers.runner import Options, find_notebooks, run_series
 from helpers.settings import Settings, settings_for
+from helpers.sources import base_folder
 from helpers.training import Trained, measure_base, train
 
 import pytest
@@ -35,6 +37,14 @@ class Runs:
 @pytest.fixture(scope="session")
 def tiny() -> Settings:
     return settings_for("tiny")
+
+
+@pytest.fixture
+def copied(tmp_path, tiny):
+    """A copy of the tiny model's folder that a test may spoil."""
+    folder = tmp_path / "model"
+    shutil.copytree(base_folder(tiny), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

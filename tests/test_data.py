@@ -13,8 +13,9 @@ from helpers.data import (
     read_file,
     training_order,
 )
-from helpers.models import base_folder, load_base
+from helpers.models import load_base
 from helpers.settings import settings_for
+from helpers.sources import base_folder
 
 import pandas
 import pytest

@@ -239,8 +239,8 @@ def shape7b(out: Path, steps: int = 40) -> None:
     import random
     import shutil
 
-    from helpers.models import base_folder
     from helpers.settings import settings_for
+    from helpers.sources import base_folder
 
     folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)
     tiny = base_folder(settings_for("tiny"))
