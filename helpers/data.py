@@ -302,23 +302,3 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
     if not splits["train"] or not splits["test"]:
         raise DataError(f"{settings.data}: no rows left to train and test on")
     return Data(source=settings.data, counts=counts, **splits)
-
-
-def training_order(data: Data, settings: Settings) -> list[Example]:
-    """The rows of a whole run in the order they are trained on: ``max_steps`` optimizer steps' worth.
-
-    Each pass over the data is shuffled with the seed, then rows of like length are put next to each other within
-    chunks of 32 batches, so that little is padded. The order depends on the data and the seed only, so every method
-    sees the same rows in the same batches.
-    """
-    step = settings.batch_size * settings.accumulation
-    needed, rng, order = settings.max_steps * step, random.Random(settings.seed), []
-    while len(order) < needed:
-        epoch = rng.sample(data.train, len(data.train))
-        batches = []
-        for start in range(0, len(epoch), 32 * step):
-            chunk = sorted(epoch[start : start + 32 * step], key=lambda e: len(e.input_ids))
-            batches += [chunk[i : i + step] for i in range(0, len(chunk), step)]
-        rng.shuffle(batches)
-        order += [example for batch in batches for example in batch]
-    return order[:needed]

@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 
+from helpers import attention
 from helpers.settings import Settings
 
 import psutil
@@ -119,7 +121,7 @@ def smi_lines() -> dict[str, str]:
 
 
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
-    """How to use the device: precision, attention and checkpointing, each with its reason.
+    """How to use the device: precision, attention, kernels, compiling and checkpointing, each with its reason.
 
     Args:
         settings: a value other than None is the reader's and is kept.
@@ -135,8 +137,23 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
         chosen["precision"] = ("fp32", "this device has no bf16 arithmetic of its own")
     if device.kind == "cpu":
         chosen["attention"] = ("eager", "on short rows the plain matrix products train faster on a CPU than SDPA")
+        chosen["kernels"] = ("torch", "fused kernels exist for GPUs only")
     else:
-        chosen["attention"] = ("sdpa", "torch's fused attention never stores the attention matrix")
+        wrong = attention.probe(device.torch_name)
+        chosen["attention"] = (
+            ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
+            if wrong
+            else ("varlen", "torch's variable-length kernel was probed and is right: rows lie end to end, unpadded")
+        )
+        chosen["kernels"] = (
+            ("liger", "norms, rotations and gates in one pass over memory each")
+            if find_spec("liger_kernel") and not settings.compile
+            else (
+                "torch",
+                "each layer is compiled" if settings.compile else "the package liger-kernel is not installed",
+            )
+        )
+    chosen["compile"] = (False, "compiling takes longer than a short run can win back")
     budget = 0.9 * device.free_memory
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
     chosen["checkpointing"] = (peak_without_checkpointing > budget, needs)

@@ -5,34 +5,11 @@ from __future__ import annotations
 import time
 
 from helpers.data import IGNORED, Data, Example, fingerprint
-from helpers.inference import arithmetic, generate
+from helpers.inference import generate
+from helpers.loss import supervised_nll
 from helpers.questions import answer_of
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel
-
-
-def supervised_nll(model, input_ids, attention_mask, labels) -> tuple[torch.Tensor, int]:
-    """Summed negative log-likelihood of the supervised tokens of a batch, and their number.
-
-    The hidden states of the supervised positions are picked first, so that the output head runs on those alone. Their
-    number is rounded up to a multiple of 32 with ignored rows: on a CPU oneDNN keeps a kernel with its own copy of the
-    head's weights for each number of rows it meets, which adds up to gigabytes.
-
-    Args:
-        model: a causal language model, with or without a PEFT adapter.
-        input_ids, attention_mask, labels: of shape (rows, tokens); a label of -100 is ignored.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = base.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    kept = labels[:, 1:] != IGNORED
-    tokens = int(kept.sum())
-    spare = -tokens % 32
-    states = F.pad(hidden[:, :-1][kept], (0, 0, 0, spare))
-    targets = F.pad(labels[:, 1:][kept], (0, spare), value=IGNORED)
-    logits = base.get_output_embeddings()(states).float()
-    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED), tokens
 
 
 def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
@@ -51,8 +28,8 @@ def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
         ids = torch.tensor([r.input_ids + [0] * n for r, n in zip(rows, short, strict=True)], device=model.device)
         labels = torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, short, strict=True)], device=model.device)
         mask = torch.tensor([[1] * (longest - n) + [0] * n for n in short], device=model.device)
-        with torch.inference_mode(), arithmetic(model):
-            nll, number = supervised_nll(model, ids, mask, labels)
+        with torch.no_grad():  # not inference_mode: what autograd functions save there cannot be trained on later
+            nll, number = supervised_nll(model, ids, labels, attention_mask=mask)
         total, tokens = total + nll.item(), tokens + number
     model.train(was_training)
     return {"loss": total / max(tokens, 1), "tokens": tokens}

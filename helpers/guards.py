@@ -163,10 +163,10 @@ class WeightWatch:
         flat = value.detach().flatten()
         return flat[:: max(1, flat.numel() // SAMPLE)].clone().cpu()
 
-    def changed_share(self, model: nn.Module) -> tuple[float, list[str]]:
+    def changed_share(self, weights: dict[str, torch.Tensor]) -> tuple[float, list[str]]:
         """The share of sampled trained elements that differ now, and the names of tensors without any change."""
         changed, seen, still = 0, 0, []
-        for name, value in model.named_parameters():
+        for name, value in weights.items():
             if name in self.before:
                 moved = int((self._sample(value) != self.before[name]).sum())
                 changed, seen = changed + moved, seen + len(self.before[name])
@@ -174,14 +174,17 @@ class WeightWatch:
                     still.append(name)
         return changed / max(seen, 1), still
 
-    def check(self, model: nn.Module) -> tuple[list[Guard], float]:
+    def check(self, model: nn.Module, exact: dict[str, torch.Tensor] | None = None) -> tuple[list[Guard], float]:
         """The guards on what moved, and the changed share.
+
+        Args:
+            exact: the trained weights by name where they are known to more digits than the model holds.
 
         Raises:
             GuardError: if a frozen weight changed or a trained tensor stood still.
         """
         after, number = digest(model, trainable=False)
-        share, still = self.changed_share(model)
+        share, still = self.changed_share(dict(model.named_parameters()) | (exact or {}))
         guards = [
             _require(
                 still == [],
@@ -242,18 +245,21 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     ]
 
 
-def batch_is_supervised(batch: dict, tokenizer) -> Guard:
-    """A batch as the collator makes it: padding ignored, EOS kept.
+def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
+    """A batch as the collator made it of some rows: their labels and no others, EOS among them.
 
     Raises:
-        GuardError: if the collator masked EOS, as one that ignores the padding token does where padding is EOS.
+        GuardError: if padding is supervised, or EOS is not, as with a collator that ignores the padding token where
+            padding is EOS.
     """
-    labels, mask = batch["labels"], batch["attention_mask"]
-    ends = int((labels == tokenizer.eos_token_id).sum())
-    _require(bool((labels[mask == 0] == IGNORED).all()), "padding ignored", "", "padding takes part in the loss")
+    labels = batch["labels"][batch["labels"] != IGNORED].tolist()
+    expected = sorted(label for row in rows for label in row.labels if label != IGNORED)
+    ends = labels.count(tokenizer.eos_token_id)
+    _require(len(labels) <= len(expected), "padding ignored", "", "padding takes part in the loss")
     return _require(
-        ends >= len(labels),
+        sorted(labels) == expected,
         "EOS in the batch",
-        f"{ends} {tokenizer.eos_token} labels in a batch of {len(labels)} rows",
-        f"{ends} {tokenizer.eos_token} labels in a batch of {len(labels)} rows: the model would never learn to stop",
+        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows",
+        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows, {len(labels)} labels where the rows have "
+        f"{len(expected)}: the model would never learn to stop",
     )

@@ -61,7 +61,7 @@ def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: 
     ).to(model.device)  # fmt: skip
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), arithmetic(model):
+    with torch.inference_mode():
         out = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
             use_cache=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -73,12 +73,6 @@ def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: 
     ]
 
 
-def arithmetic(model):
-    """Autocast to the precision of the model's frozen weights, so that fp32 adapters on a bf16 base compute in bf16."""
-    dtype = model.get_input_embeddings().weight.dtype
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64) -> Iterator[str]:
     """The pieces of one greedy answer, as they come."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=300)
@@ -87,7 +81,7 @@ def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64)
     ).to(model.device)
 
     def work() -> None:
-        with torch.inference_mode(), arithmetic(model):
+        with torch.inference_mode():
             model.generate(
                 **inputs, streamer=streamer, max_new_tokens=max_new_tokens, do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,

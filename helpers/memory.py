@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+LOGITS_CHUNK = 2**27  # bytes of fp32 logits that helpers.loss holds at a time
+UPDATED_AT_A_TIME = 2**27  # elements that helpers.optimizer updates at a time
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,22 @@ def lora_parameters(shape: Shape, rank: int, targets: str) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted bytes, by part. Gradients come to be in the backward pass while activations and casts go."""
+    """Predicted bytes, by part. Gradients come to be in the backward pass while the activations go."""
 
     weights: float
     adapter: float
-    optimizer: float
+    masters: float  # the fp32 copies of what is trained in bf16
+    optimizer: float  # AdamW's two moments, fp32
     gradients: float
-    cast_weights: float  # the bf16 copies that autocast keeps of fp32 weights, forward and backward
     activations: float
-    logits: float
+    logits: float  # of one chunk of rows, and what the output head's gradient needs
+    update: float  # gradients that the optimizer holds in fp32 at a time
 
     @property
     def total(self) -> int:
-        """The peak: what stays, and the larger of the start and the end of the backward pass."""
-        stays = self.weights + self.adapter + self.optimizer
-        return int(stays + max(self.cast_weights + self.activations + self.logits, self.gradients))
+        """The peak: what stays, and the largest of the start and the end of the backward pass and the update."""
+        stays = self.weights + self.adapter + self.masters + self.optimizer
+        return int(stays + max(self.activations + self.logits, self.gradients + self.update))
 
     def to_dict(self) -> dict[str, int]:
         return {f.name: int(getattr(self, f.name)) for f in fields(self)} | {"total": self.total}
@@ -129,10 +132,11 @@ def predict(
     attention: str = "sdpa",
     checkpointing: bool = False,
     dropout: float = 0.0,
+    fused: bool = False,
 ) -> Prediction:
-    """Predict the peak of one training step as this project trains: AdamW in fp32, no gradient accumulation buffers.
+    """Predict the peak of one training step as this project trains: AdamW with fp32 masters and moments.
 
-    What is trained is kept in fp32; what is frozen is kept in the precision of the arithmetic, or in NF4 for qlora.
+    Weights are kept in the precision of the arithmetic, or in NF4 for qlora; what is trained in bf16 has a master.
 
     Args:
         shape: the model's sizes.
@@ -140,49 +144,52 @@ def predict(
         batch, length: rows on the device at a time and tokens in the longest, padding included.
         rank, targets, dropout: of the adapter; ignored by ``full``.
         precision: "bf16" or "fp32", of the arithmetic.
-        attention: "sdpa" keeps no attention matrix, "eager" keeps it.
+        attention: "eager" keeps the attention matrix, "sdpa" and "varlen" do not.
         checkpointing: whether each block is run again in the backward pass instead of kept.
+        fused: whether norms and gates come from fused kernels, which keep their inputs only.
     """
     size = 2 if precision == "bf16" else 4
     full = method == "full"
     trained = shape.parameters if full else lora_parameters(shape, rank, targets)
-    kept_in = size if method == "qlora" else 4  # TRL keeps the adapter of a 4-bit model in the arithmetic's precision
-    frozen_dense = 0 if full else shape.parameters - (shape.block_weights if method == "qlora" else 0)
-    weights = 4 * shape.parameters if full else size * frozen_dense
-    if method == "qlora":
-        weights += NF4_BYTES * shape.block_weights
+    dense = shape.parameters - (shape.block_weights if method == "qlora" else 0)
+    weights = size * dense + (NF4_BYTES * shape.block_weights if method == "qlora" else 0)
     tokens = batch * length
-    block = tokens * _saved_per_token(shape, method, rank, targets, size, dropout)
+    block = tokens * _saved_per_token(shape, method, rank, targets, size, dropout, fused)
     if attention == "eager":  # the softmax in fp32, and its copy in the arithmetic's precision
         block += batch * shape.heads * length**2 * (4 + (size if size == 2 else 0))
     boundary = tokens * shape.hidden * size
-    activations = shape.layers * boundary + block if checkpointing else shape.layers * block + boundary
+    chunk = min(LOGITS_CHUNK, 4 * tokens * shape.vocabulary)
+    head_gradient = (4 + size) * shape.vocabulary * shape.hidden if full else 0
     return Prediction(
         weights=weights,
-        adapter=0 if full else kept_in * trained,
-        optimizer=2 * kept_in * trained,
-        gradients=kept_in * trained,
-        cast_weights=size * shape.parameters if full and size == 2 else 0,
-        activations=activations,
-        logits=tokens * shape.vocabulary * 4 * 2 / 4,  # in chunks of a quarter, with their gradient
+        adapter=0 if full else size * trained,
+        masters=4 * trained if size == 2 else 0,
+        optimizer=8 * trained,
+        gradients=size * trained,
+        activations=shape.layers * boundary + block if checkpointing else shape.layers * block + boundary,
+        logits=2.5 * chunk + 3 * boundary + head_gradient,
+        update=4 * min(trained, UPDATED_AT_A_TIME) if size == 2 else 0,
     )
 
 
-def _saved_per_token(shape: Shape, method: str, rank: int, targets: str, size: int, dropout: float) -> float:
+def _saved_per_token(
+    shape: Shape, method: str, rank: int, targets: str, size: int, dropout: float, fused: bool
+) -> float:
     """Bytes that one block keeps for the backward pass, for each token."""
     h, i = shape.hidden, shape.intermediate
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     full = method == "full"
-    norms = 2 * (4 * h + (size * h if full else 0))  # the fp32 input, and the factor of the norm's weight
+    # of a norm: its input, which the fused kernel keeps as it is and torch in fp32; and the factor of a trained weight
+    norms = 2 * (size * h if fused else 4 * h + (size * h if full else 0))
     attention = size * (q + 2 * kv + q) + 4 * shape.heads  # q, k, v, output and the softmax sums
-    mlp = size * 3 * i  # gate, silu(gate), up
+    mlp = size * (2 if fused else 3) * i  # gate, up, and unless fused silu(gate)
     if full:
         return norms + attention + mlp + size * (h + q + h + i)  # one input for q, k, v; one for gate, up
     adapted = target_names(shape, targets)
     inputs = {name: shape.linears[name][0] for name in adapted}
-    if size == 4 or method == "qlora":  # where no cast makes a copy, neighbours that read one tensor keep it once
+    if not dropout:  # neighbours that read one tensor keep it once
         for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
             for name in [n for n in group if n in inputs][1:]:
                 inputs[name] = 0
-    masks = sum(shape.linears[name][0] for name in adapted) if dropout else 0
+    masks = sum(inputs.values()) if dropout else 0
     return norms + attention + mlp + size * (sum(inputs.values()) + rank * len(adapted)) + masks

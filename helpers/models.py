@@ -36,8 +36,7 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
     """The untouched base model, read anew from its files, never a model that something else may have changed.
 
     Args:
-        precision: of the arithmetic. A model to be tuned in full is loaded in fp32 whatever the arithmetic; a frozen
-            one in the precision of the arithmetic; ``qlora`` quantises its linear layers to NF4 while loading.
+        precision: of the arithmetic and of the weights; ``qlora`` quantises the linear layers to NF4 while loading.
         device: "cpu" or "cuda:0".
 
     Raises:
@@ -45,7 +44,7 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
     """
     folder = base_folder(settings)
     check_manifest(folder)
-    dtype = torch.float32 if settings.method == "full" or precision == "fp32" else torch.bfloat16
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     extra = {}
     if settings.method == "qlora":
         from transformers import BitsAndBytesConfig
@@ -72,12 +71,17 @@ class Plan:
     decisions: dict[str, dict]
     predicted: Prediction
 
+    def value(self, name: str):
+        """What was decided for a name, without the reason."""
+        return self.decisions[name]["value"]
+
     def load(self, settings: Settings):
         """The base model as planned: precision, attention, device."""
+        attention = self.value("attention")
         return load_base(
             settings,
-            self.decisions["precision"]["value"],
-            self.decisions["attention"]["value"],
+            self.value("precision"),
+            "sdpa" if attention == "varlen" else attention,  # varlen trains only; see helpers.training
             self.device.torch_name,
         )
 
@@ -85,18 +89,15 @@ class Plan:
 def plan(settings: Settings, longest: int | None = None) -> Plan:
     """Decide how to use this machine for a run of rows up to ``longest`` tokens (by default ``max_length``)."""
     device, shape = describe(), Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
-    sizes = {
-        "batch": settings.batch_size, "length": longest or settings.max_length, "rank": settings.rank,
-        "targets": settings.targets, "dropout": settings.dropout,
-    }  # fmt: skip
-    usual = decide(settings, device, 0)
-    precision, attention = usual["precision"]["value"], usual["attention"]["value"]
-    kept = predict(shape, settings.method, **sizes, precision=precision, attention=attention)
+    rows = {"batch": 1, "length": settings.batch_tokens} if settings.batch_tokens else {
+        "batch": settings.batch_size, "length": longest or settings.max_length}  # fmt: skip
+    usual = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
+    sizes = rows | {"rank": settings.rank, "targets": settings.targets, "dropout": settings.dropout} | {
+        name: usual[name] for name in ("precision", "attention")}  # fmt: skip
+    fused = usual["kernels"] == "liger" or usual["compile"]
+    kept = predict(shape, settings.method, **sizes, fused=fused)
     decisions = decide(settings, device, kept.total)
-    predicted = predict(
-        shape, settings.method, **sizes, precision=precision, attention=attention,
-        checkpointing=decisions["checkpointing"]["value"],
-    )  # fmt: skip
+    predicted = predict(shape, settings.method, **sizes, fused=fused, checkpointing=decisions["checkpointing"]["value"])
     return Plan(device, shape, decisions, predicted)
 
 

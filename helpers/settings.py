@@ -47,16 +47,19 @@ class Settings:
     # the optimisation
     learning_rate: float
     max_steps: int
-    batch_size: int  # rows on the device at a time
+    batch_size: int  # rows on the device at a time, unless batch_tokens says how many tokens
     accumulation: int  # such batches for each optimizer step
     schedule: str
     warmup_steps: int
     weight_decay: float
     max_grad_norm: float
     # how the device is used: None lets helpers.device decide and say why
-    precision: str | None = None  # "bf16" or "fp32": of the arithmetic and of frozen weights
-    attention: str | None = None  # "sdpa" or "eager"
+    precision: str | None = None  # "bf16" or "fp32": of the arithmetic and of the weights it reads
+    attention: str | None = None  # "varlen", "sdpa" or "eager"
     checkpointing: bool | None = None
+    kernels: str | None = None  # "liger" or "torch": who computes norms, rotations and gates on a GPU
+    compile: bool | None = None  # each decoder layer by torch.compile: pays in long runs of one shape
+    batch_tokens: int | None = None  # pack whole rows into micro-batches of this many tokens
     # the evaluation
     max_new_tokens: int = 64
     eval_batch_size: int = 40
@@ -109,12 +112,13 @@ def shown(path: Path) -> str:
 _TYPES = {f.name: f.type for f in fields(Settings)}
 _AT_LEAST_ONE = {
     "train_rows", "test_rows", "max_length", "rank", "alpha", "max_steps",
-    "batch_size", "accumulation", "max_new_tokens", "eval_batch_size",
+    "batch_size", "batch_tokens", "accumulation", "max_new_tokens", "eval_batch_size",
 }  # fmt: skip
 _CHOICES = {
     "method": METHODS,
     "precision": ("bf16", "fp32"),
-    "attention": ("sdpa", "eager"),
+    "attention": ("varlen", "sdpa", "eager"),
+    "kernels": ("liger", "torch"),
     "schedule": ("constant", "constant_with_warmup", "linear", "cosine"),
 }
 

@@ -6,18 +6,22 @@ between full fine-tuning and the adapters is the model that is handed to the tra
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import guards, records
-from helpers.data import IGNORED, Data, fingerprint, training_order
+from helpers import attention, guards, records
+from helpers.batches import Collator, padded_tokens, training_order
+from helpers.data import IGNORED, Data, fingerprint
 from helpers.device import GB, MemoryMonitor, free_memory, quiet
-from helpers.evaluation import evaluate, held_out_loss, supervised_nll
+from helpers.evaluation import evaluate, held_out_loss
 from helpers.inference import save_model
+from helpers.loss import supervise
 from helpers.models import Plan, adapter_config, folder_sizes, load_base, load_tokenizer, plan, save_adapter
+from helpers.optimizer import AdamW
 from helpers.settings import Settings
 from helpers.sources import base_fingerprint, base_folder
 from helpers.updates import weight_updates
@@ -44,9 +48,9 @@ class Trained:
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer that marks the phases of a step and, on a CPU, runs the output head on supervised tokens only.
+    """SFTTrainer with this project's loss, optimizer and phase marks; what to train on comes collated.
 
-    TRL's own head works in fp32 off the GPU; the head is a fifth of a small model's arithmetic. The loss is the same.
+    TRL's own loss would run the output head on every token, and in fp32 off the GPU. The value is the same.
     """
 
     monitor: MemoryMonitor | None = None
@@ -54,21 +58,24 @@ class Trainer(SFTTrainer):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.remove_callback(PrinterCallback)  # helpers.training.Steps draws one line instead
+        supervise(self.model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.monitor:
             self.monitor.mark("forward")
-        if self.args.device.type == "cpu":
-            with self.accelerator.autocast():  # accelerate casts in model.forward, which this goes around
-                total, tokens = supervised_nll(
-                    self.model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-                )
-            loss = total / (num_items_in_batch if num_items_in_batch is not None else tokens)
-        else:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
         if self.monitor:
             self.monitor.mark("backward")
         return loss
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        return AdamW, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+    def exact_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, before rounding: the fp32 masters where the optimizer keeps any."""
+        states = getattr(self.optimizer, "optimizer", self.optimizer).state
+        return {n: states[p].get("master", p.detach()) for n, p in self.model.named_parameters() if p.requires_grad}
 
 
 class Steps(TrainerCallback):
@@ -84,9 +91,12 @@ class Steps(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **_):
         self.monitor.mark("step")
 
-    def on_optimizer_step(self, args, state, control, model=None, **_):
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         if isinstance(getattr(model, "base_model", None), AdaLoraModel):  # it moves ranks to where they help most
             model.base_model.update_and_allocate(state.global_step + 1)
+            for name, weight in model.named_parameters():
+                if "lora_E" in name:
+                    getattr(optimizer, "optimizer", optimizer).follow(weight)
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs:
@@ -107,19 +117,57 @@ class Steps(TrainerCallback):
 def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
     arguments = SFTConfig(
         output_dir=str(folder / "trainer"), max_steps=settings.max_steps, seed=settings.seed,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=1, gradient_accumulation_steps=settings.accumulation,  # one micro-batch of rows
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
         warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        bf16=ours.decisions["precision"]["value"] == "bf16", use_cpu=ours.device.kind == "cpu",
-        gradient_checkpointing=ours.decisions["checkpointing"]["value"],
-        max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential",
+        bf16=False, fp16=False,  # no autocast: the weights are in the precision of the arithmetic already
+        use_cpu=ours.device.kind == "cpu", gradient_checkpointing=ours.value("checkpointing"),
+        max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential", remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        pad_to_multiple_of=8 if ours.device.kind == "cpu" else None,  # few shapes: oneDNN keeps a kernel for each
         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel
     return arguments
+
+
+def collator(settings: Settings, ours: Plan, tokenizer, longest: int) -> Collator:
+    """How the rows of a micro-batch are laid out for the attention that was chosen."""
+    flat = ours.value("attention") == attention.NAME or settings.batch_tokens is not None
+    # few shapes: oneDNN keeps a kernel for each on a CPU, torch.compile makes its kernels anew for each
+    multiple = settings.batch_tokens or (8 if ours.device.kind == "cpu" else 1)
+    return Collator(flat, tokenizer.pad_token_id, multiple, longest)
+
+
+def make_trainer(model, settings, ours: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
+    """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
+    rows = [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in order]
+    return Trainer(
+        model=model, args=_arguments(settings, folder, ours), train_dataset=Dataset.from_dict({"rows": rows}),
+        data_collator=batches, processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def fast(model, ours: Plan):
+    """The chosen kernels in place while the model trains, and transformers' own again afterwards."""
+    usual = model.config._attn_implementation
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if ours.value("kernels") == "liger":
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
+    layers = base.get_decoder().layers if ours.value("compile") else []
+    try:
+        if ours.value("attention") == attention.NAME:
+            model.set_attn_implementation(attention.NAME)
+        for layer in layers:
+            layer.compile()
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 def train(
@@ -145,7 +193,15 @@ def train(
 
     record, started = records.begin(settings), time.perf_counter()
     tokenizer, folder, order = load_tokenizer(settings), settings.folder, training_order(data, settings)
-    ours = plan(settings, max(len(e.input_ids) for e in order))
+    rows = [row for batch in order for row in batch]
+    longest = max(len(row.input_ids) for row in rows)
+    if settings.batch_tokens and longest > settings.batch_tokens:
+        raise TrainingError(
+            f"the longest row has {longest} tokens, more than batch_tokens = {settings.batch_tokens}: rows are never cut, "
+            "so raise batch_tokens or lower max_length"
+        )
+    ours = plan(settings, longest)
+    batches = collator(settings, ours, tokenizer, longest)
     shutil.rmtree(folder, ignore_errors=True)  # a record that exists must belong to what lies beside it
     folder.mkdir(parents=True)
 
@@ -157,7 +213,10 @@ def train(
             checks.append(guards.is_fresh(model, load_base(settings.change(method="full"), "fp32")))
         set_seed(settings.seed)
         if settings.adapter and not isinstance(model, PeftModel):
-            model = get_peft_model(model, adapter or adapter_config(settings))
+            model = get_peft_model(model, adapter or adapter_config(settings), autocast_adapter_dtype=False)
+        if ours.value("precision") == "bf16":  # the optimizer keeps the fp32 masters
+            for weight in (p for p in model.parameters() if p.requires_grad):
+                weight.data = weight.data.to(torch.bfloat16)
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
         watch = guards.WeightWatch(model)
@@ -168,15 +227,11 @@ def train(
         progress = tqdm(total=settings.max_steps, desc=settings.method, unit="step", mininterval=2, ncols=88,
                         file=sys.stdout)  # fmt: skip
         steps = Steps(monitor, progress)
-        rows = Dataset.from_dict({"input_ids": [e.input_ids for e in order], "labels": [e.labels for e in order]})
-        with quiet():
-            trainer = Trainer(
-                model=model, args=_arguments(settings, folder, ours), train_dataset=rows,
-                processing_class=tokenizer, callbacks=[steps],
-            )  # fmt: skip
+        with quiet(), fast(model, ours):
+            trainer = make_trainer(model, settings, ours, order, tokenizer, batches, folder, [steps])
             trainer.monitor = monitor
             checks.append(guards.one_device(trainer.args.n_gpu, ours.device))
-            checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), tokenizer))
+            checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), order[0], tokenizer))
             clock = time.perf_counter()
             try:
                 trainer.train()
@@ -189,14 +244,12 @@ def train(
             seconds = time.perf_counter() - clock
         monitor.mark("save")
         memory = monitor.result()
-        moved, share = watch.check(model)
+        exact = trainer.exact_weights()
+        moved, share = watch.check(model, exact)
         checks += moved
-        update = weight_updates(model, base_folder(settings), layers=3 if ours.shape.hidden <= 1024 else 1)
-        del trainer, watch
+        update = weight_updates(model, base_folder(settings), 3 if ours.shape.hidden <= 1024 else 1, exact)
+        del trainer, watch, exact
         if settings.method == "full":
-            if ours.decisions["precision"]["value"] == "bf16":
-                for weight in model.parameters():  # not model.to(): that would round the rotary frequencies too
-                    weight.data = weight.data.to(torch.bfloat16)
             save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
         else:
             save_adapter(model, settings, folder / "adapter")
@@ -205,15 +258,15 @@ def train(
         validation.append(held_out_loss(model, data.validation)["loss"])
     free_memory()
 
-    tokens = sum(len(e.input_ids) for e in order)
+    tokens = sum(len(row.input_ids) for row in rows)
     _describe(record, settings, ours, data)
-    record.data["order"] = fingerprint(order)
+    record.data["order"] = fingerprint(rows)
     record.guards = [check.to_dict() for check in checks]
     record.steps, record.update = steps.steps, update
     record.training = {
         "trainable": trainable, "total": total, "tokens": tokens,
-        "supervised_tokens": sum(label != IGNORED for e in order for label in e.labels),
-        "padded_tokens": _padded(order, settings.batch_size), "load_seconds": load, "train_seconds": seconds,
+        "supervised_tokens": sum(label != IGNORED for row in rows for label in row.labels),
+        "padded_tokens": padded_tokens(order, batches), "load_seconds": load, "train_seconds": seconds,
         "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
         "devices_visible": ours.device.count, "seconds": time.perf_counter() - started,
     }  # fmt: skip
@@ -242,11 +295,6 @@ def _describe(record: records.RunRecord, settings: Settings, ours: Plan, data: D
         "source": settings.model, "revision": settings.revision, "parameters": ours.shape.parameters,
         "fingerprint": base_fingerprint(base_folder(settings)),
     }  # fmt: skip
-
-
-def _padded(order: list, batch_size: int) -> int:
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return sum(len(b) * max(len(e.input_ids) for e in b) for b in batches)
 
 
 def out_of_memory(ours: Plan) -> str:

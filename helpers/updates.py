@@ -28,23 +28,24 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
     raise KeyError(f"{name} is in no *.safetensors file of {folder}")
 
 
-def _delta(model, folder: Path, name: str) -> torch.Tensor | None:
+def _delta(model, folder: Path, name: str, exact: dict) -> torch.Tensor | None:
     if isinstance(model, PeftModel):
         module = model.get_base_model().get_submodule(name)
         if not hasattr(module, "get_delta_weight"):
             return None
         return module.get_delta_weight(module.active_adapters[0]).float()
-    weight = model.get_submodule(name).weight
+    weight = exact.get(f"{name}.weight", model.get_submodule(name).weight)
     return weight.detach().float() - base_tensor(folder, f"{name}.weight").to(weight.device)
 
 
-def weight_updates(model, folder: Path, layers: int = 3) -> list[dict]:
+def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
     """Singular values of the update of each linear type in a few decoder layers, spread from first to last.
 
     Args:
-        model: the tuned model, full or with its adapter, before it is merged or rounded.
+        model: the tuned model, full or with its adapter, before it is merged.
         folder: of the base model.
         layers: how many decoder layers to look at.
+        exact: trained weights by name where they are known to more digits than the model holds.
 
     Returns:
         For each weight: ``layer`` ("12.q_proj"), ``ranks`` (1, 2, 4, ... and the last), the ``singular_values`` at those
@@ -61,7 +62,7 @@ def weight_updates(model, folder: Path, layers: int = 3) -> list[dict]:
             block = "self_attn" if kind in LINEARS[:4] else "mlp"
             name = f"model.layers.{index}.{block}.{kind}"
             with torch.no_grad():
-                delta = _delta(model, folder, name)
+                delta = _delta(model, folder, name, exact or {})
                 if delta is None:
                     continue
                 values = torch.linalg.svdvals(delta)

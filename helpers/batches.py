@@ -1,0 +1,113 @@
+"""From encoded rows to batches: the order of a whole run, rows packed by tokens, and the collator.
+
+Rows are never cut and never mixed: packed rows lie end to end in one long row, each with its own positions, and the
+attention keeps them apart.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from helpers.data import IGNORED, Data, Example
+from helpers.settings import Settings
+
+import torch
+
+
+def training_order(data: Data, settings: Settings) -> list[list[Example]]:
+    """The micro-batches of a whole run: ``max_steps`` x ``accumulation`` lists of rows.
+
+    With ``batch_tokens`` each holds as many rows as fit into that many tokens, otherwise ``batch_size`` rows. The
+    order depends on the data, the seed and these sizes only, so every method sees the same rows in the same batches.
+    """
+    needed, rng, batches = settings.max_steps * settings.accumulation, random.Random(settings.seed), []
+    while len(batches) < needed:
+        epoch = rng.sample(data.train, len(data.train))
+        batches += _packed(epoch, settings.batch_tokens) if settings.batch_tokens else _grouped(epoch, settings, rng)
+    return batches[:needed]
+
+
+def _grouped(epoch: list[Example], settings: Settings, rng: random.Random) -> list[list[Example]]:
+    """Rows of like length next to each other within chunks of 32 optimizer steps, so that little is padded."""
+    step, batches = settings.batch_size * settings.accumulation, []
+    for start in range(0, len(epoch), 32 * step):
+        chunk = sorted(epoch[start : start + 32 * step], key=lambda e: len(e.input_ids))
+        batches += [chunk[i : i + step] for i in range(0, len(chunk), step)]
+    rng.shuffle(batches)
+    size = settings.batch_size
+    return [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
+
+
+def _packed(epoch: list[Example], tokens: int, open_bins: int = 16) -> list[list[Example]]:
+    """First fit with a few bins open at a time, so that the shuffled order survives and the bins fill to about 99 %."""
+    done, bins = [], []
+    for row in epoch:
+        length = len(row.input_ids)
+        fits = next((b for b in bins if b[0] + length <= tokens), None)
+        if fits is None:
+            if len(bins) == open_bins:
+                done.append(bins.pop(bins.index(max(bins, key=lambda b: b[0]))))
+            bins.append(fits := [0, []])
+        fits[0] += length
+        fits[1].append(row)
+    return [rows for _, rows in done + bins]
+
+
+@dataclass
+class Collator:
+    """Makes one batch of tensors from micro-batches of rows.
+
+    Args:
+        flat: lay the rows end to end in one row with their bounds, instead of padding each to the longest.
+        padding: the token that fills up.
+        multiple: round the number of tokens of a row up to a multiple of this: fewer shapes to make kernels for.
+        longest: tokens in the longest row of the run; a constant, since a compiled layer is made for one value.
+    """
+
+    flat: bool
+    padding: int
+    multiple: int = 1
+    longest: int = 0
+
+    def __call__(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
+        rows = [row for batch in micro_batches for row in batch["rows"]]
+        return self._end_to_end(rows) if self.flat else self._padded(rows)
+
+    def _padded(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        width = _up(max(len(r["input_ids"]) for r in rows), self.multiple)
+        short = [width - len(r["input_ids"]) for r in rows]
+        return {
+            "input_ids": torch.tensor([r["input_ids"] + [self.padding] * n for r, n in zip(rows, short, strict=True)]),
+            "labels": torch.tensor([r["labels"] + [IGNORED] * n for r, n in zip(rows, short, strict=True)]),
+            "attention_mask": torch.tensor([[1] * (width - n) + [0] * n for n in short]),
+        }
+
+    def _end_to_end(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        lengths = [len(r["input_ids"]) for r in rows]
+        spare = _up(sum(lengths), self.multiple) - sum(lengths)
+        fill = [self.longest] * (spare // self.longest) + [spare % self.longest] * bool(spare % self.longest)
+        bounds = torch.tensor([0, *lengths, *fill], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return {
+            "input_ids": torch.tensor([[t for r in rows for t in r["input_ids"]] + [self.padding] * spare]),
+            # the first token of a row has none before it to be predicted from
+            "labels": torch.tensor([[t for r in rows for t in [IGNORED, *r["labels"][1:]]] + [IGNORED] * spare]),
+            "position_ids": torch.tensor([[i for n in lengths + fill for i in range(n)]]),
+            "cu_seq_lens_q": bounds,
+            "max_length_q": self.longest,
+        }
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def padded_tokens(order: list[list[Example]], collator: Collator) -> int:
+    """Tokens that the device works through, padding included, for all micro-batches of a run."""
+    total = 0
+    for rows in order:
+        lengths = [len(r.input_ids) for r in rows]
+        total += (
+            _up(sum(lengths), collator.multiple) if collator.flat else len(rows) * _up(max(lengths), collator.multiple)
+        )
+    return total

@@ -1,0 +1,75 @@
+"""AdamW for weights kept in 16 bits: the update happens in an fp32 master copy, the 16-bit weight is its rounding.
+
+A bf16 number has 8 significant bits, so a step of less than about 1/256 of a weight is rounded away and training
+stands still. The masters gather such steps. This is the mixed precision of arXiv:1710.03740, without a cast of every
+weight in every forward pass.
+"""
+
+from __future__ import annotations
+
+from helpers.memory import UPDATED_AT_A_TIME
+
+import torch
+from torch.optim.adamw import adamw
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW; a 16-bit parameter gets an fp32 ``master`` among its state, and fp32 moments."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient. A closure is not supported."""
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            for part in _parts(trained):
+                self._update(part, group)
+
+    def _update(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
+        states = [self._state(p) for p in parameters]
+        masters = [s.get("master", p) for p, s in zip(parameters, states, strict=True)]
+        adamw(
+            masters, [p.grad.to(m.dtype) for p, m in zip(parameters, masters, strict=True)],
+            [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
+            fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+        kept = [(p, m) for p, m in zip(parameters, masters, strict=True) if p is not m]
+        if kept:
+            torch._foreach_copy_(*map(list, zip(*kept, strict=True)))
+
+    def _state(self, parameter: torch.nn.Parameter) -> dict:
+        state = self.state[parameter]
+        if not state:
+            wide = parameter.detach().float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(wide), torch.zeros_like(wide)
+            if wide is not parameter:
+                state["master"] = wide
+        return state
+
+    def follow(self, parameter: torch.nn.Parameter) -> None:
+        """Take over a weight that something other than a step has changed, as AdaLoRA does when it drops a rank."""
+        if "master" in self.state[parameter]:
+            self.state[parameter]["master"].copy_(parameter.detach())
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's, which would round the fp32 states of 16-bit parameters: they are put back as they were saved."""
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if name != "step":
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+
+def _parts(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """The parameters of one device and dtype in groups that hold few fp32 gradients at a time."""
+    parts, room = [], 0
+    for parameter in parameters:
+        if parameter.numel() > room:
+            parts.append([])
+            room = max(UPDATED_AT_A_TIME, parameter.numel())
+        parts[-1].append(parameter)
+        room -= parameter.numel()
+    return parts

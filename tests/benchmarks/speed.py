@@ -1,0 +1,201 @@
+"""How fast this project trains the Llama-2-7B shape on one GPU: python -m tests.benchmarks.speed PART --out DIR
+
+Parts:
+    ladder   from the published recipe to this project's path, one lever a rung, for LoRA; then QLoRA and full
+    growth   tokens per second and peak memory against row length, batch, rank and model size
+    profile  where the time of the fastest LoRA rung goes, by kernel
+
+Random weights, 1,000 synthetic rows of log-normal length (24 to 1,024 tokens), every token supervised. Speed counts
+real tokens over 15 steps after 5 of warm-up; memory is what torch allocated at its peak. A table on the terminal, a
+JSON file in DIR, written after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import time
+from pathlib import Path
+
+from helpers.batches import training_order
+from helpers.data import Data, Example
+from helpers.device import GB, decide, describe, quiet
+from helpers.memory import SHAPES, Shape, predict
+from helpers.models import Plan, adapter_config, load_tokenizer
+from helpers.records import environment, git_state, now
+from helpers.settings import ROOT, settings_for
+from helpers.training import collator, fast, make_trainer
+
+import torch
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+WARM, TIMED = 5, 15
+
+
+def ragged_rows(number: int = 1000, seed: int = 0, longest: int = 1024) -> list[int]:
+    """Lengths in tokens, log-normal, as instruction data has them: most short, a few long."""
+    rng = random.Random(seed)
+    return [min(max(int(rng.lognormvariate(5.82, 0.75)), 24), longest) for _ in range(number)]
+
+
+def data_of(lengths: list[int], vocabulary: int = 32000) -> Data:
+    """Rows of random tokens of these lengths, all supervised."""
+    rng = random.Random(1)
+    rows = []
+    for length in lengths:
+        ids = [rng.randrange(3, vocabulary) for _ in range(length)]
+        rows.append(Example([], None, ids, list(ids)))
+    return Data(source="synthetic", counts={}, train=rows, validation=[], test=[], harder=[])
+
+
+def random_model(shape: Shape, dtype: torch.dtype, four_bit: bool = False):
+    """A Llama of this shape with random weights on the GPU; in 4 bits its blocks are NF4 with double quantisation."""
+    config = LlamaConfig(hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
+                         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
+                         head_dim=shape.head_dim, tie_word_embeddings=shape.tied, max_position_embeddings=16384,
+                         attn_implementation="sdpa")  # fmt: skip
+    torch.set_default_dtype(dtype)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.model.rotary_emb.float()
+    if four_bit:
+        import bitsandbytes as bnb
+
+        for block in model.model.layers:
+            for module in (block.self_attn, block.mlp):
+                for name, old in list(module.named_children()):
+                    if isinstance(old, torch.nn.Linear):
+                        new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=dtype,
+                                                quant_type="nf4", compress_statistics=True, device="meta")  # fmt: skip
+                        new.weight = bnb.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4",
+                                                       compress_statistics=True).to("cuda")  # fmt: skip
+                        setattr(module, name, new)
+        model.is_loaded_in_4bit = True
+    return model
+
+
+class Clock(TrainerCallback):
+    """Seconds at the end of each optimizer step, the device idle."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_step_end(self, *_, **__):
+        torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
+            **changes) -> dict:  # fmt: skip
+    """Twenty steps of one setting through the trainer of helpers.training."""
+    settings = settings_for("llama2-7b", method, max_steps=WARM + TIMED, schedule="constant", warmup_steps=0, **changes)
+    device, sizes = describe(), SHAPES[shape]
+    decisions = decide(settings, device, 0)
+    dtype = torch.float32 if decisions["precision"]["value"] == "fp32" else torch.bfloat16
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    data = data_of(lengths or ragged_rows(), min(sizes.vocabulary, 32000))
+    order = training_order(data, settings)
+    longest = max(len(r.input_ids) for batch in order for r in batch)
+    rows = {"batch": 1, "length": settings.batch_tokens} if settings.batch_tokens else {
+        "batch": settings.batch_size, "length": longest}  # fmt: skip
+    chosen = {k: v["value"] for k, v in decisions.items()}
+    predicted = predict(sizes, method, **rows, rank=settings.rank, targets=settings.targets, dropout=settings.dropout,
+                        precision=chosen["precision"], attention=chosen["attention"], checkpointing=chosen["checkpointing"],
+                        fused=chosen["kernels"] == "liger" or chosen["compile"])  # fmt: skip
+    model = random_model(sizes, dtype, method == "qlora")
+    if method != "full":
+        model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight.data = weight.data.to(dtype)
+    ours, clock = Plan(device, sizes, decisions, predicted), Clock()
+    tokenizer = load_tokenizer(settings.change(model="tiny"))
+    losses = []
+    with quiet(), fast(model, ours):
+        trainer = make_trainer(model, settings, ours, order, tokenizer, collator(settings, ours, tokenizer, longest),
+                               Path("/tmp/speed"), [clock])  # fmt: skip
+        started = time.perf_counter()
+        if profile:
+            with profile:
+                trainer.train()
+        else:
+            trainer.train()
+        losses = [round(x["loss"], 4) for x in trainer.state.log_history if "loss" in x]
+    per_step = settings.accumulation
+    timed = [r for batch in order[WARM * per_step : (WARM + TIMED) * per_step] for r in batch]
+    seconds = clock.ends[WARM + TIMED - 1] - clock.ends[WARM - 1]
+    tokens = sum(len(r.input_ids) for r in timed)
+    peak = torch.cuda.max_memory_allocated() - before
+    flops = (6 if method == "full" else 4) * (sizes.parameters - sizes.vocabulary * sizes.hidden) * tokens / seconds
+    row = {
+        "name": name, "method": method, "shape": shape, **changes, "chosen": chosen, "tokens_per_second": round(tokens / seconds),
+        "tokens_per_step": round(tokens / TIMED), "tflops": round(flops / 1e12), "peak_gb": round(peak / GB, 1),
+        "predicted_gb": round(predicted.total / GB, 1), "warm_up_s": round(clock.ends[WARM - 1] - started, 1),
+        "first_losses": losses[:3], "last_loss": losses[-1],
+    }  # fmt: skip
+    print(f"{name:44} {row['tokens_per_second']:7,} tok/s {row['tflops']:4} TFLOP/s {row['peak_gb']:6.1f} GB "
+          f"(predicted {row['predicted_gb']:.1f})  warm-up {row['warm_up_s']} s  loss {losses[:2]} .. {losses[-1]}", flush=True)  # fmt: skip
+    return row
+
+
+QV, PLAIN = {"targets": "q_proj,v_proj"}, {"kernels": "torch", "compile": False}
+LADDER = [
+    ("as published: fp32, padded", "lora", QV | PLAIN | {"precision": "fp32", "attention": "sdpa"}),
+    ("bf16, checkpointing on", "lora", QV | PLAIN | {"attention": "sdpa", "checkpointing": True}),
+    ("checkpointing off", "lora", QV | PLAIN | {"attention": "sdpa"}),
+    ("rows end to end, varlen attention", "lora", QV | PLAIN),
+    ("8,192 tokens a step", "lora", QV | PLAIN | {"batch_tokens": 8192}),
+    ("each layer compiled", "lora", QV | {"batch_tokens": 8192, "compile": True}),
+    ("16,384 tokens a step, compiled", "lora", QV | {"batch_tokens": 16384, "compile": True}),
+    ("full, compiled, 8,192", "full", {"batch_tokens": 8192, "compile": True}),
+    ("all-linear, compiled, 8,192", "lora", {"targets": "all-linear", "batch_tokens": 8192, "compile": True}),
+    ("QLoRA, 2,048", "qlora", QV | PLAIN | {"batch_tokens": 2048}),
+    ("QLoRA, compiled, 2,048", "qlora", QV | {"batch_tokens": 2048, "compile": True}),
+    ("Liger kernels, 8,192", "lora", QV | {"batch_tokens": 8192, "kernels": "liger"}),
+    ("all-linear, Liger, 8,192", "lora", {"targets": "all-linear", "batch_tokens": 8192, "kernels": "liger"}),
+    ("full, Liger, 8,192", "full", {"batch_tokens": 8192, "kernels": "liger"}),
+    ("QLoRA, Liger, 2,048", "qlora", QV | {"batch_tokens": 2048, "kernels": "liger"}),
+]
+
+
+def table(rows: list, out: Path, part: str) -> None:
+    """Measure each row; one that fails is kept with its reason."""
+    found = []
+    for name, method, changes in rows:
+        torch._dynamo.reset()
+        try:
+            found.append(measure(name, method, **changes))
+        except RuntimeError as error:
+            found.append({"name": name, "failed": str(error).splitlines()[0][:300]})
+            print(f"{name}: {found[-1]['failed']}", flush=True)
+        gc.collect()
+        result = {"device": torch.cuda.get_device_name(0), "date": now(), "commit": git_state(ROOT)[0],
+                  "environment": environment(), "rows": found}  # fmt: skip
+        (out / f"{part}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("ladder", "growth", "profile"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="rows whose name holds this text")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.part == "ladder":
+        table([row for row in LADDER if (given.only or "") in row[0]], given.out, "ladder")
+    if given.part == "profile":
+        from torch.profiler import ProfilerActivity, profile
+
+        profiler = profile(activities=[ProfilerActivity.CUDA])
+        measure("profiled", "lora", profile=profiler, **QV, batch_tokens=8192, compile=True)
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=80))
+
+
+if __name__ == "__main__":
+    main()
