@@ -228,6 +228,14 @@ class MemoryMonitor:
         }
 
 
+FULL = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA and HIP, the CPU, the BLAS libraries
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left, in the words of CUDA, HIP or the CPU's allocator."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in FULL)
+
+
 def free_memory() -> None:
     """Give back what deleted models held, so that the next one finds room."""
     gc.collect()

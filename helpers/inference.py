@@ -8,13 +8,13 @@ from pathlib import Path
 from threading import Thread
 
 from helpers.device import quiet
-from helpers.models import load_adapter, load_base
+from helpers.models import load_adapter, load_base, read_model
 from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
 from helpers.sources import ModelError, write_manifest
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers import AutoTokenizer, TextIteratorStreamer
 
 
 def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
@@ -40,10 +40,7 @@ def load_trained(settings: Settings, precision: str = "bf16", attention: str = "
     if settings.method == "full":
         folder = finished_folder(settings, "full", "03_full_train")
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(
-                folder / "model", dtype=dtype, attn_implementation=attention, device_map=device
-            )
+        return read_model(folder / "model", dtype=dtype, attn_implementation=attention, device_map=device)
     folder = finished_folder(settings, settings.method, "02_lora_train")
     return load_adapter(load_base(settings, precision, attention, device), settings, folder / "adapter")
 
@@ -106,14 +103,11 @@ def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
     """A saved model and its tokenizer, as anybody would load them, in the precision they were saved in.
 
     Raises:
-        ModelError: if the folder holds no model.
+        ModelError: if the folder holds no model, or a damaged one.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no saved model in {shown(folder)}")
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", attn_implementation=attention, device_map=device
-        )
+    model = read_model(folder, dtype="auto", attn_implementation=attention, device_map=device)
     return model, AutoTokenizer.from_pretrained(folder)
 
 

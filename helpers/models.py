@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.device import Device, decide, describe, quiet
 from helpers.memory import Prediction, Shape, predict
 from helpers.settings import Settings, shown
-from helpers.sources import ModelError, base_fingerprint, base_folder, check_manifest
+from helpers.sources import ModelError, base_fingerprint, base_folder, check_files, reading, write_manifest
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -22,14 +22,37 @@ def load_tokenizer(settings: Settings):
     """The tokenizer of the base model, with a padding token and a chat template.
 
     Raises:
-        ModelError: if the model has no chat template.
+        ModelError: if its files cannot be read, or the model has no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(settings))
+    with reading(folder := base_folder(settings)):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.chat_template is None:
         raise ModelError(f"{settings.model} has no chat template: choose a chat or instruct model")
     if tokenizer.pad_token is None:  # labels are masked by position, so padding with EOS would be safe too
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def read_model(folder: Path, **options):
+    """A causal language model as its files say, every file compared with its hash and every weight found in them.
+
+    Args:
+        options: for ``from_pretrained``.
+
+    Raises:
+        ModelError: for files that are damaged or lack a weight, which transformers would fill with random numbers.
+    """
+    check_files(folder)
+    with quiet(), reading(folder):
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"the weights in {shown(folder)} lack {', '.join(missing[:3])}{' and others' if missing[3:] else ''}, which "
+            "would be filled with random numbers: fetch or save the model again"
+        )
+    return model
 
 
 def load_base(settings: Settings, precision: str = "bf16", attention: str = "eager", device: str = "cpu"):
@@ -43,7 +66,6 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
         ModelError: for a damaged folder, or a tokenizer that knows more tokens than the model.
     """
     folder = base_folder(settings)
-    check_manifest(folder)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     extra = {}
     if settings.method == "qlora":
@@ -52,10 +74,7 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, device_map=device, **extra
-        )
+    model = read_model(folder, dtype=dtype, attn_implementation=attention, device_map=device, **extra)
     known, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().num_embeddings
     if known > rows:
         raise ModelError(f"the tokenizer of {settings.model} knows {known} tokens, the model only {rows}")
@@ -88,7 +107,8 @@ class Plan:
 
 def plan(settings: Settings, longest: int | None = None) -> Plan:
     """Decide how to use this machine for a run of rows up to ``longest`` tokens (by default ``max_length``)."""
-    device, shape = describe(), Shape.of(AutoConfig.from_pretrained(base_folder(settings)))
+    with reading(folder := base_folder(settings)):
+        device, shape = describe(), Shape.of(AutoConfig.from_pretrained(folder))
     rows = {"batch": 1, "length": settings.batch_tokens} if settings.batch_tokens else {
         "batch": settings.batch_size, "length": longest or settings.max_length}  # fmt: skip
     usual = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
@@ -121,7 +141,7 @@ def adapter_config(settings: Settings) -> PeftConfig:
 
 
 def save_adapter(model: PeftModel, settings: Settings, folder: Path) -> None:
-    """Save an adapter together with the fingerprint of the base it belongs to."""
+    """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes."""
     model.save_pretrained(folder)
     base = {
         "model": settings.model,
@@ -129,16 +149,18 @@ def save_adapter(model: PeftModel, settings: Settings, folder: Path) -> None:
         "fingerprint": base_fingerprint(base_folder(settings)),
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=1), encoding="utf-8")
+    write_manifest(folder)
 
 
 def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
     """Put a saved adapter on a freshly loaded base. The base is changed in place: load another to compare.
 
     Raises:
-        ModelError: if the folder holds no adapter, or one that was trained on another base.
+        ModelError: if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"there is no adapter in {shown(folder)}; run 02_lora_train with this profile first")
+    check_files(folder)
     if (folder / BASE_FILE).is_file():
         expected = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
         if expected["fingerprint"] != base_fingerprint(base_folder(settings)):
@@ -146,7 +168,7 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
                 f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
                 f"{settings.model} as it is here: on another base it would load and answer nonsense"
             )
-    with quiet():
+    with quiet(), reading(folder):
         return PeftModel.from_pretrained(model, folder)
 
 

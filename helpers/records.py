@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from pathlib import Path
 
 VERSION = 1
 FILE_NAME = "record.json"
+CHECKPOINTS = "checkpoints"  # of an unfinished training, beside its record to be
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
@@ -57,12 +59,15 @@ class RunRecord:
     def save(self, folder: Path) -> Path:
         """Write ``record.json`` into the folder in one step, marked finished, and return its path.
 
+        The checkpoints of the run have then served their purpose and are removed.
+
         Raises:
             RecordError: where the disk is full or the folder cannot be written; nothing partial is left.
         """
         self.status, self.finished = "ok", self.finished or now()
         path = Path(folder) / FILE_NAME
         write_atomically(path, json.dumps(_finite(asdict(self)), indent=1))
+        shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
         return path
 
 

@@ -64,6 +64,7 @@ class Settings:
     max_new_tokens: int = 64
     eval_batch_size: int = 40
     # where results go
+    save_steps: int = 0  # optimizer steps between checkpoints to resume from; 0 keeps none
     runs_dir: str = "runs"
 
     @property
@@ -184,7 +185,7 @@ PROFILES: dict[str, dict] = {
     "llama2-7b": _COMMON | {
         "model": "NousResearch/Llama-2-7b-chat-hf", "revision": "351844e75ed0bcbbe3f10671b3c808d2b83894ee",
         "data": "mlabonne/guanaco-llama2-1k", "train_rows": 850, "validation_rows": 50, "test_rows": 100, "harder_rows": 0,
-        "max_length": 1024, "rank": 8, "alpha": 8, "targets": "q_proj,v_proj", "max_steps": 212, "batch_size": 4,
+        "max_length": 1024, "rank": 8, "alpha": 8, "targets": "q_proj,v_proj", "max_steps": 212, "save_steps": 100, "batch_size": 4,
         "max_new_tokens": 200, "eval_batch_size": 8,
     },
     # Radeon and other cards of 24 to 48 GB, in 4 bits: needs a GPU and the hub
@@ -192,7 +193,7 @@ PROFILES: dict[str, dict] = {
         "model": "NousResearch/Meta-Llama-3-8B-Instruct", "revision": "53346005fb0ef11d3b6a83b12c895cca40156b6c",
         "data": "meta-math/MetaMathQA", "data_revision": "aa4f34d3d2d3231299b5b03d9b3e5a20da45aa18", "train_rows": 2000,
         "validation_rows": 50, "test_rows": 200, "harder_rows": 0, "max_length": 512, "rank": 16, "alpha": 32, "max_steps": 250,
-        "batch_size": 8, "max_new_tokens": 256, "eval_batch_size": 16,
+        "save_steps": 100, "batch_size": 8, "max_new_tokens": 256, "eval_batch_size": 16,
     },
 }  # fmt: skip
 

@@ -5,21 +5,26 @@ Weights are safetensors only and no code from a hub is ever run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
-from helpers.device import quiet
+from helpers.device import is_out_of_memory, quiet
+from helpers.hub import HubError, fetch
 from helpers.settings import ROOT, Settings, shown
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MANIFEST = "manifest.json"
@@ -59,7 +64,10 @@ def base_folder(settings: Settings) -> Path:
         return folder
     if folder.is_absolute() or settings.model.startswith("."):
         raise ModelError(f"there is no model in {shown(folder)}: config.json is not there")
-    return _from_hub(settings.model, settings.revision)
+    try:
+        return fetch("model", settings.model, settings.revision)
+    except HubError as error:
+        raise ModelError(f"{error}; or set model to the folder of one that you have") from None
 
 
 def _once(folder: Path, make) -> Path:
@@ -78,33 +86,64 @@ def _once(folder: Path, make) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the sha256 of every file of a model folder beside them."""
-    hashes = {f.name: _sha256(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != MANIFEST}
+    """Write the sha256 of every file of a model or adapter beside them, except of those that are only read by people."""
+    hashes = {f.name: sha256(f) for f in sorted(folder.iterdir()) if f.is_file() and f.suffix != ".md"}
+    hashes.pop(MANIFEST, None)
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
-def check_manifest(folder: Path) -> None:
-    """Compare a model folder with its manifest, where it has one.
+def check_files(folder: Path) -> None:
+    """Compare the files of a model with their hashes: those of the manifest, or of the hub's cache.
 
     Raises:
         ModelError: names the first file that is missing or differs.
     """
-    if not (folder / MANIFEST).is_file():
-        return
-    for name, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+    for name, expected in _expected(folder).items():
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            again = f"delete {(folder / name).resolve()} and run this again to fetch it"
+            if (folder / MANIFEST).is_file():
+                again = f"delete the folder {shown(folder)} and run the notebook that made it again"
             raise ModelError(
-                f"{shown(folder / name)} is missing or damaged: its hash is not the one in {MANIFEST}; delete the folder "
-                f"{shown(folder)} and run the notebook again"
+                f"{shown(folder / name)} is missing or damaged: its sha256 is not the one expected; {again}"
             )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _expected(folder: Path) -> dict[str, str]:
+    """sha256 by file; the hub's cache names the content of each large file by its sha256. Empty where none is known."""
+    if (folder / MANIFEST).is_file():
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
+    return {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what the libraries say of unreadable files into one sentence.
+
+    Raises:
+        ModelError: names the folder and the cause.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{shown(folder)} could not be read as a model ({' '.join(str(error).split())[:200]}): a file is damaged, "
+            "incomplete or of another format; copy or fetch the model again"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, computed once for each state of it: gigabytes of weights are asked for more than once."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *_) -> str:
     with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _make_tiny(folder: Path) -> None:
@@ -167,7 +206,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     from transformers import GgufConfig
 
-    if _sha256(gguf) != SMOLLM2_SHA256:
+    if sha256(gguf) != SMOLLM2_SHA256:
         raise ModelError(f"{gguf.name} from {SMOLLM2_PACKAGE} is not the file this project knows (its sha256 differs)")
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
@@ -181,38 +220,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=5))
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated: accept its licence on its hub page, then log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"the hub knows no model {name!r}, or it is private: check the name and `hf auth whoami`"
-        ) from None
-    except HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", "?")
-        raise ModelError(
-            f"the hub answered {code} for {name}: {'wait and try again' if code == 429 else error}"
-        ) from None
-    except Exception as error:
-        raise ModelError(
-            f"{name} is not in the local cache and the hub gives no answer ({type(error).__name__}); connect once to "
-            "fetch it, or set model to a local folder"
-        ) from None
-
-
-@lru_cache
 def base_fingerprint(folder: Path) -> str:
     """Sixteen hexadecimal digits over the weight files of a model folder.
 
@@ -223,7 +230,7 @@ def base_fingerprint(folder: Path) -> str:
     if not files:
         raise ModelError(f"{shown(folder)} holds no *.safetensors file; other weight formats are not loaded")
     with ThreadPoolExecutor(4) as pool:
-        return hashlib.sha256("".join(pool.map(_sha256, files)).encode()).hexdigest()[:16]
+        return hashlib.sha256("".join(pool.map(sha256, files)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":  # `make model`: fetch the base model of a profile before the first run

@@ -7,21 +7,22 @@ between full fine-tuning and the adapters is the model that is handed to the tra
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import attention, guards, records
+from helpers import attention, guards, preflight, records
 from helpers.batches import Collator, padded_tokens, training_order
+from helpers.checkpoints import Checkpoint, Checkpoints, conditions, load_trained, save_trained, size
 from helpers.data import IGNORED, Data, fingerprint
-from helpers.device import GB, MemoryMonitor, free_memory, quiet
+from helpers.device import MemoryMonitor, free_memory, quiet
 from helpers.evaluation import evaluate, held_out_loss
 from helpers.inference import save_model
 from helpers.loss import supervise
 from helpers.models import Plan, adapter_config, folder_sizes, load_base, load_tokenizer, plan, save_adapter
 from helpers.optimizer import AdamW
+from helpers.preflight import TrainingError
 from helpers.settings import Settings
 from helpers.sources import base_fingerprint, base_folder
 from helpers.updates import weight_updates
@@ -31,10 +32,6 @@ from datasets import Dataset
 from peft import AdaLoraModel, PeftConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot start or had to stop; the message says at which step and why."""
 
 
 @dataclass
@@ -54,6 +51,8 @@ class Trainer(SFTTrainer):
     """
 
     monitor: MemoryMonitor | None = None
+    checkpoints: Checkpoints | None = None
+    log_of: Steps | None = None
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -78,15 +77,34 @@ class Trainer(SFTTrainer):
         return {n: states[p].get("master", p.detach()) for n, p in self.model.named_parameters() if p.requires_grad}
 
 
+    def _save_checkpoint(self, model, trial):
+        self.monitor.mark("save")
+        begun = time.perf_counter()
+        with self.checkpoints.saving(self.model, self.log_of.steps, self.log_of.elapsed()):
+            super(SFTTrainer, self)._save_checkpoint(model, trial)  # past TRL's own, which adds a model card each time
+        self.log_of.start += time.perf_counter() - begun  # saving is no training: speeds are compared without it
+
+    def _save(self, output_dir=None, state_dict=None):
+        save_trained(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+
 class Steps(TrainerCallback):
     """Keeps every step's figures, draws the progress line, marks phases, and stops at a loss that is not finite."""
 
-    def __init__(self, monitor: MemoryMonitor, progress):
+    def __init__(self, monitor: MemoryMonitor, progress, since: Checkpoint | None):
         self.monitor, self.progress = monitor, progress
-        self.steps: list[dict] = []
+        self.steps: list[dict] = since.steps if since else []
+        self.before = since.seconds if since else 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        self.start = time.perf_counter()
+        self.start = time.perf_counter() - self.before
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return time.perf_counter() - self.start
 
     def on_pre_optimizer_step(self, args, state, control, **_):
         self.monitor.mark("step")
@@ -102,7 +120,7 @@ class Steps(TrainerCallback):
         if "loss" not in logs:
             return
         entry = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"),
-                 "learning_rate": logs.get("learning_rate"), "seconds": time.perf_counter() - self.start}  # fmt: skip
+                 "learning_rate": logs.get("learning_rate"), "seconds": self.elapsed()}  # fmt: skip
         for name in ("loss", "grad_norm"):
             if entry[name] is not None and not torch.isfinite(torch.tensor(entry[name])):
                 raise TrainingError(
@@ -116,7 +134,7 @@ class Steps(TrainerCallback):
 
 def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
     arguments = SFTConfig(
-        output_dir=str(folder / "trainer"), max_steps=settings.max_steps, seed=settings.seed,
+        output_dir=str(folder / records.CHECKPOINTS), max_steps=settings.max_steps, seed=settings.seed,
         per_device_train_batch_size=1, gradient_accumulation_steps=settings.accumulation,  # one micro-batch of rows
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
         warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
@@ -125,7 +143,8 @@ def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
         use_cpu=ours.device.kind == "cpu", gradient_checkpointing=ours.value("checkpointing"),
         max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential", remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
+        save_strategy="steps" if settings.save_steps else "no", save_steps=settings.save_steps or 1, save_total_limit=2,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel
     return arguments
@@ -171,7 +190,11 @@ def fast(model, ours: Plan):
 
 
 def train(
-    settings: Settings, data: Data, adapter: PeftConfig | None = None, model: torch.nn.Module | None = None
+    settings: Settings,
+    data: Data,
+    adapter: PeftConfig | None = None,
+    model: torch.nn.Module | None = None,
+    resume: bool = True,
 ) -> Trained:
     """Fine-tune the base model of the settings, prove what was trained, and save the result.
 
@@ -180,6 +203,8 @@ def train(
         data: the encoded splits.
         adapter: the PEFT configuration; by default that of the method.
         model: a model to start from instead of a fresh load. It must equal the base in its files.
+        resume: whether to go on from the newest whole checkpoint of an unfinished run with the same settings. There
+            are checkpoints where ``save_steps`` is not 0.
 
     Returns:
         The model as saved (a full model in the precision of the arithmetic, an adapter on its base), and a record
@@ -187,7 +212,8 @@ def train(
 
     Raises:
         GuardError: if the run is not what its name says.
-        TrainingError: if the loss is not finite, or the device has too little memory.
+        TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
+            are those of other settings.
     """
     from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
 
@@ -200,12 +226,14 @@ def train(
             f"the longest row has {longest} tokens, more than batch_tokens = {settings.batch_tokens}: rows are never cut, "
             "so raise batch_tokens or lower max_length"
         )
+    free_memory()
     ours = plan(settings, longest)
+    preflight.device_memory(ours)
     batches = collator(settings, ours, tokenizer, longest)
-    shutil.rmtree(folder, ignore_errors=True)  # a record that exists must belong to what lies beside it
-    folder.mkdir(parents=True)
+    checkpoints = Checkpoints(folder, conditions(settings, rows, ours, adapter))
+    start = checkpoints.begin(resume)
 
-    with MemoryMonitor(ours.device) as monitor:
+    with MemoryMonitor(ours.device) as monitor, preflight.explaining_memory(ours):
         load = time.perf_counter()
         given, model = model, model or ours.load(settings)
         checks = guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
@@ -219,29 +247,26 @@ def train(
                 weight.data = weight.data.to(torch.bfloat16)
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
+        if settings.save_steps:  # the newest is written before the one before it is removed
+            preflight.disk_space(folder, 2 * size(model), "two checkpoints")
         watch = guards.WeightWatch(model)
         load = time.perf_counter() - load
         validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
         free_memory()
 
-        progress = tqdm(total=settings.max_steps, desc=settings.method, unit="step", mininterval=2, ncols=88,
-                        file=sys.stdout)  # fmt: skip
-        steps = Steps(monitor, progress)
+        progress = tqdm(total=settings.max_steps, initial=start.step if start else 0, desc=settings.method, unit="step",
+                        mininterval=2, ncols=88, file=sys.stdout)  # fmt: skip
+        steps = Steps(monitor, progress, start)
         with quiet(), fast(model, ours):
             trainer = make_trainer(model, settings, ours, order, tokenizer, batches, folder, [steps])
-            trainer.monitor = monitor
+            trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, checkpoints, steps
             checks.append(guards.one_device(trainer.args.n_gpu, ours.device))
             checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), order[0], tokenizer))
-            clock = time.perf_counter()
             try:
-                trainer.train()
-            except RuntimeError as error:
-                if "out of memory" not in str(error).lower():
-                    raise
-                raise TrainingError(out_of_memory(ours)) from None
+                trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
             finally:
                 progress.close()
-            seconds = time.perf_counter() - clock
+            seconds = steps.elapsed()
         monitor.mark("save")
         memory = monitor.result()
         exact = trainer.exact_weights()
@@ -250,10 +275,11 @@ def train(
         update = weight_updates(model, base_folder(settings), 3 if ours.shape.hidden <= 1024 else 1, exact)
         del trainer, watch, exact
         if settings.method == "full":
-            save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
+            with preflight.whole(folder / "model"):
+                save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
         else:
-            save_adapter(model, settings, folder / "adapter")
-        shutil.rmtree(folder / "trainer", ignore_errors=True)
+            with preflight.whole(folder / "adapter"):
+                save_adapter(model, settings, folder / "adapter")
     if data.validation:
         validation.append(held_out_loss(model, data.validation)["loss"])
     free_memory()
@@ -269,9 +295,10 @@ def train(
         "padded_tokens": padded_tokens(order, batches), "load_seconds": load, "train_seconds": seconds,
         "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
         "devices_visible": ours.device.count, "seconds": time.perf_counter() - started,
+        "resumed_from": start.step if start else None, "passed_over": checkpoints.passed_over,
     }  # fmt: skip
     record.memory = memory | {"predicted": ours.predicted.to_dict()}
-    record.files = folder_sizes(folder)
+    record.files = {n: b for n, b in folder_sizes(folder).items() if not n.startswith(records.CHECKPOINTS)}
     return Trained(model, tokenizer, record, folder)
 
 
@@ -295,13 +322,3 @@ def _describe(record: records.RunRecord, settings: Settings, ours: Plan, data: D
         "source": settings.model, "revision": settings.revision, "parameters": ours.shape.parameters,
         "fingerprint": base_fingerprint(base_folder(settings)),
     }  # fmt: skip
-
-
-def out_of_memory(ours: Plan) -> str:
-    """What to say when a device runs out of memory: the predicted split and three ways out."""
-    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in ours.predicted.to_dict().items() if size > 0.05 * GB)
-    return (
-        f"the device ran out of memory: {ours.device.free_memory / GB:.1f} GB were free, predicted were (GB) {parts}. "
-        "Ways out: a smaller batch_size with more accumulation (same result), checkpointing=True (slower, fewer "
-        "activations), or a method with fewer trained weights (lora, then qlora)"
-    )

@@ -16,8 +16,10 @@ from helpers.runner import Options, find_notebooks, run_series
 from helpers.settings import Settings, settings_for
 from helpers.sources import base_folder
 from helpers.training import Trained, measure_base, train
+from tests.hub import Hub
 
 import pytest
+from huggingface_hub.utils import close_session
 
 
 @dataclass
@@ -45,6 +47,15 @@ def copied(tmp_path, tiny):
     folder = tmp_path / "model"
     shutil.copytree(base_folder(tiny), folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub that this process uses, with an empty cache."""
+    with Hub(tmp_path / "hub") as hub:
+        hub.patch(monkeypatch, tmp_path / "cache")
+        yield hub
+    close_session()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import dataclasses
 
 from helpers import guards
 from helpers.data import Data, Example
-from helpers.device import Device
 from helpers.guards import GuardError, WeightWatch
 from helpers.models import adapter_config, load_base
 from helpers.settings import settings_for
@@ -14,7 +13,6 @@ from helpers.training import train
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import DataCollatorForLanguageModeling
 
 FULL, LORA = settings_for("tiny", "full"), settings_for("tiny", "lora")
 
@@ -129,23 +127,6 @@ def test_a_missing_eos_a_foreign_token_and_a_leak_are_caught(data, tokenizer):
         guards.tokens_are_sound(data, tokenizer, 100)
     with pytest.raises(GuardError, match="held-out questions are also trained on"):
         guards.tokens_are_sound(_with(data, data.test[0]), tokenizer, 600)
-
-
-def test_a_collator_that_masks_eos_is_caught(data, tokenizer):
-    """With padding = EOS, transformers' own collator ignores every EOS label."""
-    rows = [{"input_ids": e.input_ids} for e in data.train[:4]]
-    as_published = copy.deepcopy(tokenizer)
-    as_published.pad_token = as_published.eos_token
-    batch = DataCollatorForLanguageModeling(as_published, mlm=False)(rows)
-    with pytest.raises(GuardError, match="never learn to stop"):
-        guards.batch_is_supervised(batch, as_published)
-
-
-def test_a_hidden_second_device_is_caught_and_several_visible_ones_are_said():
-    two = Device("rocm", "AMD Instinct MI250", "gfx90a", 2, 64 * 10**9, 60 * 10**9, "ROCm 7.1", bf16=True)
-    with pytest.raises(GuardError, match="split each batch over 2 devices: make one visible"):
-        guards.one_device(2, two)
-    assert guards.one_device(1, two).detail == "cuda:0 (AMD Instinct MI250), the first of 2 visible"
 
 
 def test_guards_of_a_good_run_carry_their_numbers(runs):

@@ -30,15 +30,6 @@ def test_a_model_without_a_chat_template_is_refused(copied, tiny):
         load_tokenizer(tiny.change(model=str(copied)))
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(copied, tiny):
-    tokenizer = load_tokenizer(tiny.change(model=str(copied)))
-    tokenizer.add_tokens([f"<extra{n}>" for n in range(5)])
-    tokenizer.save_pretrained(copied)
-    (copied / sources.MANIFEST).unlink()
-    with pytest.raises(ModelError, match="knows 517 tokens, the model only 512"):
-        load_base(tiny.change(model=str(copied)))
-
-
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("full", "qlora")])
 def test_a_saved_adapter_gives_the_same_logits_when_loaded(tmp_path, method, data):
     settings = settings_for("tiny", method)
@@ -54,18 +45,6 @@ def test_a_saved_adapter_gives_the_same_logits_when_loaded(tmp_path, method, dat
     again = load_adapter(load_base(settings, "fp32"), settings, tmp_path).eval()(ids).logits
     assert torch.equal(before, again)
     assert not torch.allclose(before, load_base(settings, "fp32").eval()(ids).logits, atol=1e-3)
-
-
-def test_an_adapter_on_another_base_is_refused(tmp_path, tiny, copied):
-    save_adapter(get_peft_model(load_base(tiny), adapter_config(tiny)), tiny, tmp_path / "adapter")
-    other = load_base(tiny)
-    with torch.no_grad():
-        other.model.norm.weight += 1
-    other.save_pretrained(copied)
-    (copied / sources.MANIFEST).unlink()
-    changed = tiny.change(model=str(copied))
-    with pytest.raises(ModelError, match="was trained on tiny"):
-        load_adapter(load_base(changed), changed, tmp_path / "adapter")
 
 
 def test_a_folder_without_an_adapter_says_which_notebook_makes_it(tmp_path, tiny):

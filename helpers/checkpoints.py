@@ -1,0 +1,187 @@
+"""Checkpoints inside a training: whole or passed over, of these settings or refused.
+
+A checkpoint is a folder ``checkpoint-<step>`` as transformers' Trainer writes it, with the trained weights as
+safetensors. ``checkpoint.json`` is written last, in one step: it holds size and sha256 of each file, what the run was
+given, and its steps so far. A folder without it was never finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from helpers.data import fingerprint
+from helpers.models import Plan, adapter_config, folder_sizes
+from helpers.preflight import TrainingError, disk_space, whole
+from helpers.records import CHECKPOINTS, FILE_NAME, write_atomically
+from helpers.settings import Settings, shown
+from helpers.sources import base_fingerprint, base_folder, sha256
+
+import torch
+from peft import AdaLoraModel
+from safetensors.torch import load_file, save_file
+
+SEAL = "checkpoint.json"
+WEIGHTS = "trained.safetensors"
+# settings that change neither the weights nor the losses of a training
+IRRELEVANT = {"save_steps", "max_new_tokens", "eval_batch_size", "runs_dir"}
+ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA remembers of each weight's importance
+
+
+def conditions(settings: Settings, rows: list, ours: Plan, adapter=None) -> dict:
+    """All that decides the losses of a run: a checkpoint of anything else must not be gone on from."""
+    facts = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in IRRELEVANT}
+    facts |= {name: choice["value"] for name, choice in ours.decisions.items()}
+    facts |= {"base weights": base_fingerprint(base_folder(settings)), "rows and their order": fingerprint(rows)}
+    if settings.adapter:
+        chosen = adapter or adapter_config(settings)
+        facts |= {f"adapter's {name}": value for name, value in chosen.to_dict().items()}
+    return json.loads(json.dumps(facts, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+
+
+@dataclass
+class Checkpoint:
+    """A whole checkpoint: where it is, and the steps and seconds of training that led to it."""
+
+    folder: Path
+    step: int
+    steps: list[dict]
+    seconds: float
+
+
+class Checkpoints:
+    """The checkpoints of one run. ``passed_over`` says which were not used and why."""
+
+    def __init__(self, run: Path, conditions: dict):
+        self.run, self.folder, self.conditions = run, run / CHECKPOINTS, conditions
+        self.passed_over: list[str] = []
+
+    def begin(self, resume: bool) -> Checkpoint | None:
+        """Find the newest whole checkpoint of an unfinished run, and clear the run's folder of everything else.
+
+        Raises:
+            TrainingError: if it belongs to a run that was given something else.
+        """
+        unfinished = resume and not (self.run / FILE_NAME).exists()
+        found = self._newest() if unfinished else None
+        (self.run / FILE_NAME).unlink(missing_ok=True)  # first: a record must never lie beside another run's files
+        kept = found.folder if found else None
+        for entry in [*self.run.glob("*"), *self.folder.glob("*")]:
+            if entry not in (kept, self.folder):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for reason in self.passed_over:
+            print(f"passed over: {reason}")
+        if found:
+            print(f"going on after step {found.step}, from {shown(found.folder)}")
+        elif self.passed_over:
+            print("no whole checkpoint is left: starting anew")
+        return found
+
+    def _newest(self) -> Checkpoint | None:
+        steps = [int(f.name.rpartition("-")[2]) for f in self.folder.glob("checkpoint-*") if f.name[11:].isdigit()]
+        for step in sorted(steps, reverse=True):
+            folder = self.folder / f"checkpoint-{step}"
+            seal, fault = _read(folder)
+            if fault:
+                self.passed_over.append(f"{folder.name}: {fault}")
+                continue
+            there, now = seal["conditions"], self.conditions
+            changed = [
+                f"{name} was {there.get(name)!r} and is {now.get(name)!r}"
+                for name in now | there  # settings first
+                if there.get(name) != now.get(name)
+            ]
+            if changed:
+                raise TrainingError(
+                    f"{shown(self.folder)} holds the checkpoints of an unfinished run that was given something else: "
+                    f"{'; '.join(changed[:4])}. Set that back to go on with it, or delete the folder (or call "
+                    "train(..., resume=False)) to start anew"
+                )
+            return Checkpoint(folder, step, seal["steps"], seal["seconds"])
+        return None
+
+    @contextlib.contextmanager
+    def saving(self, model, steps: list[dict], seconds: float) -> Iterator[None]:
+        """Around the writing of one checkpoint: room is checked before, the seal is written after.
+
+        Raises:
+            TrainingError: if there is too little room, or the checkpoint could not be written; it is removed then.
+        """
+        folder = self.folder / f"checkpoint-{steps[-1]['step']}"
+        disk_space(self.folder, size(model), folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        with whole(folder):
+            yield
+            files = {
+                name: {"bytes": number, "sha256": sha256(folder / name)}
+                for name, number in folder_sizes(folder).items()
+            }
+            seal = {"conditions": self.conditions, "files": files, "steps": steps, "seconds": seconds}
+            write_atomically(folder / SEAL, json.dumps(seal, indent=1))
+
+
+def _read(folder: Path) -> tuple[dict, str | None]:
+    """The seal of a checkpoint and what is wrong with it, None where it is whole."""
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"its writing was never finished ({SEAL}, written last, is not there)"
+    except ValueError:
+        return {}, f"{SEAL} is damaged"
+    for name, expected in seal["files"].items():
+        file = folder / name
+        if not file.is_file():
+            return seal, f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return seal, f"{name} has {file.stat().st_size} of {expected['bytes']} bytes"
+        if sha256(file) != expected["sha256"]:
+            return seal, f"{name} is damaged: its sha256 is not the one in {SEAL}"
+    return seal, None
+
+
+def size(model) -> int:
+    """Predicted bytes of a checkpoint: the trained weights, two AdamW states of each, fp32 masters, and a little."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(p.numel() * (p.element_size() + (8 if p.element_size() == 4 else 12)) for p in trained) + 1_000_000
+
+
+def save_trained(model, folder: Path) -> None:
+    """Write the weights that are trained, as they are trained, and what AdaLoRA knows of their importance."""
+    tensors = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    if isinstance(getattr(model, "base_model", None), AdaLoraModel):
+        for kind in ALLOCATOR:
+            known = getattr(model.base_model.rankallocator, kind)
+            tensors |= {f"{kind}/{name}": value for name, value in known.items()}
+        pattern = model.active_peft_config.rank_pattern or {}
+        tensors |= {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+
+
+def load_trained(model, folder: Path) -> None:
+    """Put the weights of a checkpoint into the model that is about to be trained on.
+
+    Raises:
+        TrainingError: if the checkpoint holds other weights than the model trains.
+    """
+    tensors = load_file(folder / WEIGHTS)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if trained.keys() != {name for name in tensors if "/" not in name}:
+        raise TrainingError(f"{shown(folder)} holds other weights than this model trains; delete it to start anew")
+    with torch.no_grad():
+        for name, value in trained.items():
+            value.copy_(tensors[name])
+    if isinstance(getattr(model, "base_model", None), AdaLoraModel):
+        parts = {kind: {} for kind in (*ALLOCATOR, "rank_pattern")}
+        for name, value in tensors.items():
+            kind, found, of = name.partition("/")
+            if found:
+                parts[kind][of] = value.tolist() if kind == "rank_pattern" else value.to(trained[of].device)
+        for kind in ALLOCATOR:
+            setattr(model.base_model.rankallocator, kind, parts[kind])
+        model.active_peft_config.rank_pattern = parts["rank_pattern"]

@@ -1,0 +1,120 @@
+"""What is checked before a training starts, and what is said when a device or a disk has too little room."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.device import GB, is_out_of_memory
+from helpers.models import Plan
+from helpers.settings import shown
+
+import torch
+
+OWNERS = {  # how the vendors' tools list the processes that hold memory of a GPU
+    "amd-smi": ["amd-smi", "process"],
+    "rocm-smi": ["rocm-smi", "--showpids"],
+    "nvidia-smi": ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"],
+}
+WAYS_OUT = (
+    "Ways out: a smaller batch_size with more accumulation (same result), checkpointing=True (slower, fewer "
+    "activations), or a method with fewer trained weights (lora, then qlora)"
+)
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot start or had to stop; the message says at which step and why."""
+
+
+def split(ours: Plan) -> str:
+    """The predicted memory by part, in GB, as one clause."""
+    parts = {name: size for name, size in ours.predicted.to_dict().items() if size > 0.05 * GB or name == "total"}
+    return ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
+
+
+def owners() -> str:
+    """Who holds memory of the GPU: the lines of the first vendor's tool that answers, and what this process holds."""
+    lines = [f"this process ({os.getpid()}): {torch.cuda.memory_reserved() / GB:.1f} GB"]
+    for tool, command in OWNERS.items():
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if shutil.which(tool):
+                done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors="replace")
+                if not done.returncode and done.stdout.strip():
+                    return "\n  ".join(lines + done.stdout.strip().splitlines()[:20])
+    return "\n  ".join([*lines, "no vendor's tool lists the others: see rocm-smi --showpids or nvidia-smi"])
+
+
+def device_memory(ours: Plan) -> None:
+    """Compare the free memory of a GPU with the predicted peak, and show who holds the rest where that is much.
+
+    Raises:
+        TrainingError: if the peak would not fit; a CPU is let through, since it can swap.
+    """
+    device, needed = ours.device, ours.predicted.total
+    if device.kind == "cpu":
+        return
+    held = device.total_memory - device.free_memory
+    room = f"{device.free_memory / GB:.1f} of {device.total_memory / GB:.1f} GB of {device.name} are free"
+    if needed > device.free_memory:
+        raise TrainingError(
+            f"{room}, predicted are (GB) {split(ours)}. {WAYS_OUT}. Memory is held by:\n  {owners()}\n"
+            "End what you do not need; a notebook gives its own back when its kernel is restarted"
+        )
+    if held > 0.05 * device.total_memory:
+        print(f"{room}, enough for the predicted {needed / GB:.1f} GB; held by:\n  {owners()}")
+
+
+def disk_space(folder: Path, needed: int, what: str) -> None:
+    """Compare the free space of the disk that holds ``folder`` with ``needed`` bytes.
+
+    Raises:
+        TrainingError: if they do not fit.
+    """
+    existing = next(f for f in (folder, *folder.parents) if f.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise TrainingError(
+            f"{what} in {shown(folder)} would take {needed / GB:.2f} GB, and {free / GB:.2f} GB of that disk are free: "
+            "free some space, choose another runs_dir, or set save_steps to 0 to keep no checkpoints"
+        )
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[None]:
+    """A folder that is written whole or not at all: a failure removes it.
+
+    Raises:
+        TrainingError: says what could not be written and why.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, Exception) or isinstance(error, TrainingError) or is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{shown(folder)} could not be written ({' '.join(str(error).split())[:200]}) and was removed: free some "
+            "space or choose another runs_dir, then run again"
+        ) from error
+
+
+@contextlib.contextmanager
+def explaining_memory(ours: Plan) -> Iterator[None]:
+    """Turn running out of memory into the predicted split and three ways out; other errors keep their own words.
+
+    Raises:
+        TrainingError: if the device ran out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"the device ran out of memory: {ours.device.free_memory / GB:.1f} GB were free, predicted were (GB) "
+            f"{split(ours)}. {WAYS_OUT}"
+        ) from None
