@@ -1,4 +1,4 @@
-"""Faults of data and of the hub, injected one by one: rows 22 to 24 and 31 to 37 of the list that README links to."""
+"""Faults of data and of the hub, injected one by one: rows 22 to 24 and 31 to 37 of the forty that this project answers for."""
 
 import json
 import shutil

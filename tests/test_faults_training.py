@@ -1,4 +1,4 @@
-"""Faults of a training, injected one by one: rows 14 to 30, 38 and 40 of the list that README links to."""
+"""Faults of a training, injected one by one: rows 14 to 30, 38 and 40 of the forty that this project answers for."""
 
 import copy
 import json
