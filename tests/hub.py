@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         gated = "manual" if "gated" in (self.hub.faults.get(name), self.hub.faults.get("*")) else False
         self.answer(200, {
             "id": name, "sha": self.hub.commit(kind, name), "private": False, "gated": gated, "tags": [], "downloads": 0,
-            "siblings": [{"rfilename": path} for path in files],
+            "siblings": [{"rfilename": path, "size": len(raw)} for path, raw in files.items()],
         })  # fmt: skip
 
     def list_tree(self, files: dict[str, bytes], inside: str) -> None:
