@@ -111,7 +111,8 @@ def check_files(folder: Path) -> None:
 def _expected(folder: Path) -> dict[str, str]:
     """sha256 by file; the hub's cache names the content of each large file by its sha256. Empty where none is known."""
     if (folder / MANIFEST).is_file():
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        with reading(folder):
+            return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
     return {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
 

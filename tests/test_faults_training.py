@@ -195,7 +195,7 @@ def test_row_18_resume_with_a_changed_configuration(unfinished, data):
     changed = settings.change(learning_rate=0.02, rank=4)
     with pytest.raises(TrainingError) as error:
         train(changed, data)
-    assert "learning_rate was 0.01 and is 0.02; rank was 8 and is 4" in str(error.value)
+    assert "rank was 8 and is 4; learning_rate was 0.01 and is 0.02" in str(error.value)
     assert "delete the folder (or call train(..., resume=False)) to start anew" in str(error.value)
     assert (folder / "checkpoint-8" / SEAL).is_file()  # a refusal destroys nothing
     with pytest.raises(TrainingError, match="something else: adapter's r was 8 and is 4. Set that back"):
