@@ -76,7 +76,6 @@ class Trainer(SFTTrainer):
         states = getattr(self.optimizer, "optimizer", self.optimizer).state
         return {n: states[p].get("master", p.detach()) for n, p in self.model.named_parameters() if p.requires_grad}
 
-
     def _save_checkpoint(self, model, trial):
         self.monitor.mark("save")
         begun = time.perf_counter()

@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 
 from helpers import guards, preflight, sources, training
+from helpers.batches import training_order
 from helpers.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
-from helpers.data import training_order
 from helpers.device import Device
 from helpers.guards import GuardError
 from helpers.inference import load_saved, save_model
@@ -139,8 +139,8 @@ def test_row_14_killed_in_the_middle_of_a_checkpoint(tmp_path, straight, data, c
 
 def begin(settings, data, resume: bool = True):
     """What a training of these settings would go on from."""
-    order = training_order(data, settings)
-    given = conditions(settings, order, plan(settings, max(len(e.input_ids) for e in order)))
+    rows = [row for batch in training_order(data, settings) for row in batch]
+    given = conditions(settings, rows, plan(settings, max(len(row.input_ids) for row in rows)))
     return Checkpoints(settings.folder, given).begin(resume)
 
 
@@ -280,14 +280,32 @@ def test_row_21_a_weight_that_is_not_a_number(tmp_path, data, monkeypatch):
     assert not (settings.folder / "checkpoints/checkpoint-3").exists()
 
 
+def test_row_23_packing_overflow(tmp_path, tiny, data):
+    """Rows are packed whole: each is there once a pass, none is cut, and what is worked through is recorded."""
+    settings = tiny.change(batch_tokens=256, runs_dir=str(tmp_path), max_steps=len(data.train))
+    seen, batches = [], iter(training_order(data, settings))
+    while len(seen) < len(data.train):
+        batch = next(batches)
+        assert sum(len(row.input_ids) for row in batch) <= 256
+        seen += batch
+    assert {id(row) for row in seen} == {id(row) for row in data.train} and len(seen) == len(data.train)
+    record = train(settings.change(max_steps=4), data).record
+    packed = [row for batch in training_order(data, settings)[:4] for row in batch]
+    assert record.training["tokens"] == sum(len(row.input_ids) for row in packed)
+    assert record.training["padded_tokens"] == 4 * 256
+    with pytest.raises(TrainingError, match="more than batch_tokens = 32: rows are never cut, so raise batch_tokens"):
+        train(settings.change(batch_tokens=32), data)
+
+
 def test_row_25_padding_with_the_end_token(data, tokenizer):
     """With padding = EOS, transformers' own collator ignores every EOS label; ours keeps it among the labels."""
     rows = [{"input_ids": e.input_ids} for e in data.train[:4]]
     as_published = copy.deepcopy(tokenizer)
     as_published.pad_token = as_published.eos_token
     batch = DataCollatorForLanguageModeling(as_published, mlm=False)(rows)
+    supervised = [replace(e, labels=e.input_ids) for e in data.train[:4]]
     with pytest.raises(GuardError, match="never learn to stop"):
-        guards.batch_is_supervised(batch, as_published)
+        guards.batch_is_supervised(batch, supervised, as_published)
 
 
 def test_row_25_no_padding_token(copied, tiny, data):
