@@ -29,6 +29,7 @@ SEAL = "checkpoint.json"
 WEIGHTS = "trained.safetensors"
 # settings that change neither the weights nor the losses of a training
 IRRELEVANT = {"save_steps", "max_new_tokens", "eval_batch_size", "runs_dir"}
+ADAPTER = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")  # PEFT fills in others
 ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA remembers of each weight's importance
 
 
@@ -39,8 +40,8 @@ def conditions(settings: Settings, rows: list, ours: Plan, adapter=None) -> dict
     facts |= {"base weights": base_fingerprint(base_folder(settings)), "rows and their order": fingerprint(rows)}
     if settings.adapter:
         chosen = adapter or adapter_config(settings)
-        facts |= {f"adapter's {name}": value for name, value in chosen.to_dict().items()}
-    return json.loads(json.dumps(facts, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+        facts |= {f"adapter's {name}": getattr(chosen, name) for name in ADAPTER}
+    return facts
 
 
 @dataclass
