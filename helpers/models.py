@@ -169,7 +169,7 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
                 f"{settings.model} as it is here: on another base it would load and answer nonsense"
             )
     with quiet(), reading(folder):
-        return PeftModel.from_pretrained(model, folder)
+        return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:

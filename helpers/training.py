@@ -7,6 +7,7 @@ between full fine-tuning and the adapters is the model that is handed to the tra
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from dataclasses import dataclass
@@ -171,7 +172,10 @@ def fast(model, ours: Plan):
     """The chosen kernels in place while the model trains, and transformers' own again afterwards."""
     usual = model.config._attn_implementation
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    code = vars(sys.modules[type(base).__module__])
+    plain = dict(code)
     if ours.value("kernels") == "liger":
+        logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells of each backend that is not there
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
@@ -184,6 +188,7 @@ def fast(model, ours: Plan):
         yield
     finally:
         model.set_attn_implementation(usual)
+        code.update(plain)  # Liger replaces classes and functions for every model that is made after
         for layer in layers:
             layer._compiled_call_impl = None
 

@@ -2,7 +2,7 @@
 
 import json
 
-from helpers.data import IGNORED, DataError, Example, encode, fingerprint, prepare, training_order
+from helpers.data import IGNORED, DataError, Example, encode, prepare
 from helpers.models import load_base
 from helpers.rows import parse_llama2
 from helpers.settings import settings_for
@@ -47,21 +47,6 @@ def test_each_answer_of_a_longer_conversation_is_supervised(tokenizer):
     kept = tokenizer.decode([label for label in example.labels if label != IGNORED])
     assert "two" in kept and "four" in kept and "one" not in kept and "three" not in kept
     assert example.labels.count(tokenizer.eos_token_id) == 2
-
-
-def test_order_depends_on_the_seed_and_not_on_the_method(data, tiny):
-    orders = {m: fingerprint(training_order(data, settings_for("tiny", m))) for m in ("full", "lora", "dora")}
-    assert len(set(orders.values())) == 1
-    assert fingerprint(training_order(data, tiny.change(seed=1))) not in orders.values()
-    order = training_order(data, tiny.change(max_steps=100))
-    assert len(order) == 800  # two and a half passes
-    assert {id(e) for e in order[:320]} == {id(e) for e in data.train}
-
-
-def test_rows_of_one_batch_are_of_like_length(data, tiny):
-    order = training_order(data, tiny)
-    padded = sum(8 * max(len(e.input_ids) for e in order[i : i + 8]) for i in range(0, 320, 8))
-    assert padded < 1.05 * sum(len(e.input_ids) for e in order)
 
 
 ROWS = [{"question": f"How many bytes are {n} x 2?", "answer": f"The answer is: {2 * n}"} for n in range(20)]

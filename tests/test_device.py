@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from helpers import device
+from helpers import attention, device
 from helpers.device import Device, MemoryMonitor, decide, describe, smi_lines
 from helpers.settings import settings_for
 
@@ -24,20 +24,27 @@ def test_this_machine_is_described():
         (CPU, 1e9, ("bf16", "eager", False)),
         (replace(CPU, bf16=False), 1e9, ("fp32", "eager", False)),
         (CPU, 7.5e9, ("bf16", "eager", True)),
-        (MI300X, 100e9, ("bf16", "sdpa", False)),
-        (MI300X, 180e9, ("bf16", "sdpa", True)),
+        (MI300X, 100e9, ("bf16", "varlen", False)),
+        (MI300X, 180e9, ("bf16", "varlen", True)),
     ],
 )
-def test_decisions_follow_the_device_and_say_why(where, peak, expected):
+def test_decisions_follow_the_device_and_say_why(where, peak, expected, monkeypatch):
+    monkeypatch.setattr(attention, "probe", lambda device: None)
     chosen = decide(settings_for("small"), where, int(peak))
     assert tuple(chosen[k]["value"] for k in ("precision", "attention", "checkpointing")) == expected
     assert all(choice["why"] for choice in chosen.values())
 
 
+def test_a_kernel_that_fails_its_probe_is_not_used(monkeypatch):
+    monkeypatch.setattr(attention, "probe", lambda device: "its result is off by 3")
+    chosen = decide(settings_for("small"), MI300X, 0)["attention"]
+    assert chosen["value"] == "sdpa" and "off by 3" in chosen["why"]
+
+
 def test_the_reader_decides_otherwise():
     settings = settings_for("small", precision="fp32", attention="sdpa", checkpointing=True)
     chosen = decide(settings, MI300X, 0)
-    assert {k: (v["value"], v["why"]) for k, v in chosen.items()} == {
+    assert {k: (v["value"], v["why"]) for k, v in chosen.items() if v["why"] == "set by the reader"} == {
         "precision": ("fp32", "set by the reader"),
         "attention": ("sdpa", "set by the reader"),
         "checkpointing": (True, "set by the reader"),

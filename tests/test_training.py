@@ -1,7 +1,6 @@
 """Training results: the loss falls, the right weights move, the same seed repeats, faults stop the run."""
 
-from helpers import training
-from helpers.evaluation import supervised_nll
+from helpers import loss
 from helpers.models import load_base
 from helpers.settings import settings_for
 from helpers.training import train
@@ -55,36 +54,19 @@ def test_both_methods_see_the_same_rows_and_tokens(runs):
     assert lora.training["supervised_tokens"] == full.training["supervised_tokens"]
 
 
-def test_the_loss_of_supervised_tokens_equals_the_models_own_in_value_and_gradient(data, tiny):
-    """On a CPU the head runs on supervised positions only: the same number as transformers' loss, to rounding."""
-    rows = data.train[:6]
-    longest = max(len(r.input_ids) for r in rows)
-    ids = torch.tensor([r.input_ids + [0] * (longest - len(r.input_ids)) for r in rows])
-    labels = torch.tensor([r.labels + [-100] * (longest - len(r.labels)) for r in rows])
-    mask = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
-    ours, theirs = (load_base(settings_for("tiny", "full"), "fp32") for _ in range(2))
-    nll, tokens = supervised_nll(ours, ids, mask, labels)
-    (nll / tokens).backward()
-    loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
-    loss.backward()
-    assert (nll / tokens).item() == pytest.approx(loss.item(), rel=1e-6)
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(a.grad, b.grad, atol=1e-6), name
-
-
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_arithmetic_is_in_the_precision_that_the_record_states(tmp_path, data, monkeypatch, method, precision):
-    real, seen = training.supervised_nll, []
+    real, seen = loss.supervised_nll, set()
 
-    def watched(*arguments):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return real(*arguments)
+    def watched(model, *arguments, **inputs):
+        seen.update(p.dtype for p in model.parameters())
+        return real(model, *arguments, **inputs)
 
-    monkeypatch.setattr(training, "supervised_nll", watched)
+    monkeypatch.setattr(loss, "supervised_nll", watched)
     record = train(settings_for("tiny", method, runs_dir=str(tmp_path), precision=precision, max_steps=4), data).record
     assert record.decisions["precision"]["value"] == precision
-    assert seen == [precision == "bf16"] * 4
+    assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 @pytest.mark.parametrize("method", ["dora", "rslora", "adalora"])

@@ -3,7 +3,8 @@
 Parts:
     sweep     learning rates of both methods and the ranks and variants of LoRA, scored on the validation rows
               (never on the test rows); --jobs runs at a time, so their speeds mean nothing and are set to null
-    seeds     lora and full with three seeds each and the base, one at a time: scores, speed and memory
+    seeds     lora and full with three seeds each and the base: scores, speed and memory; the base and the first seed
+              run alone, the others --jobs at a time and then without speeds
     memory7b  predicted against measured memory, Llama-2-7B shape with random weights, on a GPU
     shape7b   lora and full on the same shape through the notebooks' own path, 1,000 synthetic rows of log-normal
               length: speed and memory only, the answers of random weights mean nothing
@@ -34,8 +35,13 @@ VARIANTS = (
 )
 
 
-def one(profile: str, out: Path, name: str, validation: bool, **changes) -> None:
-    """One run in this process; its record as ``<out>/<name>.json``. Weights are thrown away."""
+def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True, **changes) -> None:
+    """One run in this process; its record as ``<out>/<name>.json``. Weights are thrown away.
+
+    Args:
+        validation: judge on the validation rows, so that the test rows stay unseen.
+        alone: whether nothing else runs on the machine; otherwise speeds are left out of the record.
+    """
     from helpers.data import prepare
     from helpers.evaluation import evaluate
     from helpers.models import load_tokenizer
@@ -59,9 +65,11 @@ def one(profile: str, out: Path, name: str, validation: bool, **changes) -> None
         record.settings |= {"model": "random weights", "data": "synthetic rows"}
         record.model["source"], record.data["source"] = "random weights", "synthetic rows"
         record.note = "random weights: speed and memory only"
+    if not alone:
+        record.note = "run beside others, so no speed"
+        record.training |= {"tokens_per_second": None, "train_seconds": None}
     if validation:
         record.note = "evaluated on the validation rows; run beside others, so no speed"
-        record.training |= {"tokens_per_second": None, "train_seconds": None}
         record.steps, record.memory["timeline"], record.update = record.steps[::4], [], []
     else:
         record.memory["timeline"] = record.memory.get("timeline", [])[::2]
@@ -83,7 +91,7 @@ def spawn(profile: str, out: Path, runs: list[tuple[str, bool, dict]], jobs: int
             name, validation, changes = waiting.pop(0)
             running.append(subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.reference_runs", "one", "--profile", profile, "--out", str(out),
-                 "--run", json.dumps({"name": name, "validation": validation, **changes})],
+                 "--run", json.dumps({"name": name, "validation": validation, "alone": jobs == 1, **changes})],
                 stderr=open(out / f"{name}.log", "w"),  # noqa: SIM115
             ))  # fmt: skip
         running.pop(0).wait()
@@ -100,95 +108,64 @@ def best_rates(out: Path) -> dict[str, float]:
     return {method: found[-1] for method, found in best.items()}
 
 
+def _case(method: str, batch: int, length: int, targets: str = "q_proj,v_proj", rank: int = 8, **others) -> dict:
+    return {"method": method, "batch": batch, "length": length, "targets": targets, "rank": rank, "precision": "bf16",
+            "attention": "varlen", "checkpointing": False, "dropout": 0.0, "fused": False, **others}  # fmt: skip
+
+
 MEMORY_CASES = (
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 8, "batch": 4, "length": 512},
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 8, "batch": 4, "length": 1024},
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 8, "batch": 4, "length": 1024, "checkpointing": True},
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 8, "batch": 2, "length": 512, "precision": "fp32"},
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 8, "batch": 1, "length": 1024, "attention": "eager"},
-    {"method": "lora", "targets": "all-linear", "rank": 8, "batch": 4, "length": 512},
-    {"method": "lora", "targets": "all-linear", "rank": 64, "batch": 2, "length": 1024},
-    {"method": "lora", "targets": "all-linear", "rank": 16, "batch": 4, "length": 512, "dropout": 0.1},
-    {"method": "qlora", "targets": "q_proj,v_proj", "rank": 8, "batch": 4, "length": 512},
-    {"method": "qlora", "targets": "all-linear", "rank": 16, "batch": 4, "length": 1024, "checkpointing": True},
-    {"method": "full", "batch": 1, "length": 512, "checkpointing": True},
-    {"method": "full", "batch": 4, "length": 512, "checkpointing": True, "precision": "fp32"},
-    {"method": "full", "batch": 1, "length": 256},
-    {"method": "full", "batch": 4, "length": 1024},
-    {"method": "lora", "targets": "q_proj,v_proj", "rank": 64, "batch": 8, "length": 1024},
-    {"method": "lora", "targets": "all-linear", "rank": 32, "batch": 8, "length": 512},
-    {"method": "lora", "targets": "all-linear", "rank": 8, "batch": 2, "length": 512, "precision": "fp32"},
-    {"method": "lora", "targets": "gate_proj,up_proj,down_proj", "rank": 16, "batch": 4, "length": 768},
-    {"method": "qlora", "targets": "all-linear", "rank": 64, "batch": 2, "length": 1024},
+    _case("lora", 4, 512),
+    _case("lora", 4, 512, attention="sdpa"),
+    _case("lora", 4, 1024, checkpointing=True),
+    _case("lora", 1, 1024, attention="eager"),
+    _case("lora", 2, 512, precision="fp32", attention="sdpa"),
+    _case("lora", 8, 1024, rank=64),
+    _case("lora", 4, 512, "all-linear"),
+    _case("lora", 2, 1024, "all-linear", 64),
+    _case("lora", 8, 512, "all-linear", 32, fused=True),
+    _case("lora", 4, 512, "all-linear", 16, dropout=0.1),
+    _case("lora", 2, 512, "all-linear", precision="fp32", attention="sdpa"),
+    _case("lora", 4, 768, "gate_proj,up_proj,down_proj", 16),
+    _case("lora", 4, 1024, fused=True),
+    _case("qlora", 4, 512),
+    _case("qlora", 2, 1024, "all-linear", 64),
+    _case("qlora", 4, 1024, "all-linear", 16, checkpointing=True, fused=True),
+    _case("full", 1, 512, checkpointing=True),
+    _case("full", 4, 512, precision="fp32", attention="sdpa", checkpointing=True),
+    _case("full", 1, 256),
+    _case("full", 2, 1024),
+    _case("full", 8, 512, fused=True),
 )
-
-
-def random_7b(dtype: torch.dtype, attention: str, four_bit: bool):
-    """A Llama-2-7B with random weights on the GPU; in 4 bits its blocks are NF4 with double quantisation."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-                         vocab_size=32000, max_position_embeddings=4096, attn_implementation=attention)  # fmt: skip
-    torch.set_default_dtype(dtype)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    if four_bit:
-        import bitsandbytes as bnb
-
-        for block in model.model.layers:
-            for module in (block.self_attn, block.mlp):
-                for name, old in list(module.named_children()):
-                    if isinstance(old, torch.nn.Linear):
-                        new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=dtype,
-                                                quant_type="nf4", compress_statistics=True, device="meta")  # fmt: skip
-                        new.weight = bnb.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4",
-                                                       compress_statistics=True).to("cuda")  # fmt: skip
-                        setattr(module, name, new)
-        model.is_loaded_in_4bit = True
-    return model
 
 
 def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.training: measured parts beside predicted ones."""
-    from helpers.device import describe, quiet
-    from helpers.memory import Shape, predict
-    from helpers.models import Plan, adapter_config, load_tokenizer
+    from helpers.batches import training_order
+    from helpers.device import decide, describe, quiet
+    from helpers.memory import SHAPES, predict
+    from helpers.models import Plan, load_tokenizer
     from helpers.settings import settings_for
-    from helpers.training import Trainer, _arguments
+    from helpers.training import collator, fast, make_trainer
+    from tests.benchmarks.speed import data_of, model_for
 
-    from datasets import Dataset
-    from peft import get_peft_model
-
-    case = {"precision": "bf16", "attention": "sdpa", "checkpointing": False, "dropout": 0.0, "rank": 8,
-            "targets": "q_proj,v_proj", **case}  # fmt: skip
-    full = case["method"] == "full"
-    settings = settings_for(
-        "llama2-7b", case["method"], batch_size=case["batch"], rank=case["rank"], targets=case["targets"],
-        dropout=case["dropout"], max_steps=3,
-    )  # fmt: skip
+    shape = SHAPES["Llama-2-7B"]
+    kept = ("precision", "attention", "checkpointing", "dropout", "rank", "targets")
+    settings = settings_for("llama2-7b", case["method"], batch_size=case["batch"], max_steps=3, save_steps=0,
+                            kernels="liger" if case["fused"] else "torch", **{k: case[k] for k in kept})  # fmt: skip
+    gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    dtype = torch.float32 if full or case["precision"] == "fp32" else torch.bfloat16
-    model = random_7b(dtype, case["attention"], case["method"] == "qlora")
-    if not full:
-        model = get_peft_model(model, adapter_config(settings))
+    model = model_for(settings, shape)
     gc.collect()
     torch.cuda.empty_cache()
     weights = torch.cuda.memory_allocated() - before
-    shape = Shape.of(model.config)
     predicted = predict(shape, **case)
-    decisions = {
-        k: {"value": case[k], "why": "set by the benchmark"} for k in ("precision", "attention", "checkpointing")
-    }
-    ids = torch.randint(3, 32000, (3 * case["batch"], case["length"])).tolist()
+    ours = Plan(describe(), shape, decide(settings, describe(), 0), predicted)
+    order = training_order(data_of([case["length"]] * 3 * case["batch"]), settings)
     tokenizer = load_tokenizer(settings.change(model="tiny"))
-    with quiet():
-        trainer = Trainer(
-            model=model, args=_arguments(settings, Path("/tmp/memory7b"), Plan(describe(), shape, decisions, predicted)),
-            train_dataset=Dataset.from_dict({"input_ids": ids, "labels": ids}), processing_class=tokenizer,
-        )  # fmt: skip
+    batches = collator(settings, ours, tokenizer, case["length"])
+    with quiet(), fast(model, ours):
+        trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path("/tmp/memory7b"), [])
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
     peak = torch.cuda.max_memory_allocated() - before
@@ -197,11 +174,11 @@ def memory_case(case: dict) -> dict:
     del trainer, model
     gc.collect()
     parts = predicted.to_dict()
+    stays = parts["weights"] + parts["adapter"] + parts["masters"] + parts["optimizer"]
     return case | {
         "weights_measured": weights, "weights_predicted": parts["weights"] + parts["adapter"],
-        "optimizer_measured": states, "optimizer_predicted": parts["optimizer"],
-        "step_measured": peak - weights - states,
-        "step_predicted": parts["total"] - parts["weights"] - parts["adapter"] - parts["optimizer"],
+        "optimizer_measured": states, "optimizer_predicted": parts["optimizer"] + parts["masters"],
+        "step_measured": peak - weights - states, "step_predicted": parts["total"] - stays,
         "peak_measured": peak, "peak_predicted": parts["total"], "error": parts["total"] / peak - 1, "parts": parts,
     }  # fmt: skip
 
@@ -244,7 +221,7 @@ def shape7b(out: Path, steps: int = 40) -> None:
 
     folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)
     tiny = base_folder(settings_for("tiny"))
-    random_7b(torch.bfloat16, "sdpa", False).save_pretrained(folder)
+    random_model(SHAPES["Llama-2-7B"], torch.bfloat16).save_pretrained(folder)
     torch.cuda.empty_cache()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tiny / name, folder / name)
@@ -290,12 +267,12 @@ def main() -> None:
         print("best rates", best_rates(given.out))
     else:
         rates = best_rates(given.rates) if given.rates else {}
-        runs = [("base-s0", False, {"method": "base"})]
-        for seed in map(int, given.seeds.split(",")):
-            for method in ("lora", "full"):
-                changes = {"method": method, "seed": seed}
-                runs.append((f"{method}-s{seed}", False, changes | ({"learning_rate": rates[method]} if rates else {})))
-        spawn(given.profile, given.out, runs, 1)
+        chosen = {m: {"method": m} | ({"learning_rate": rates[m]} if rates else {}) for m in ("lora", "full")}
+        first, *others = map(int, given.seeds.split(","))
+        runs = [(f"{m}-s{first}", False, c | {"seed": first}) for m, c in chosen.items()]
+        spawn(given.profile, given.out, [("base-s0", False, {"method": "base"}), *runs], 1)
+        runs = [(f"{m}-s{seed}", False, c | {"seed": seed}) for seed in others for m, c in chosen.items()]
+        spawn(given.profile, given.out, runs, given.jobs)
 
 
 if __name__ == "__main__":

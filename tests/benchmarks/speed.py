@@ -25,7 +25,7 @@ from helpers.device import GB, decide, describe, quiet
 from helpers.memory import SHAPES, Shape, predict
 from helpers.models import Plan, adapter_config, load_tokenizer
 from helpers.records import environment, git_state, now
-from helpers.settings import ROOT, settings_for
+from helpers.settings import ROOT, Settings, settings_for
 from helpers.training import collator, fast, make_trainer
 
 import torch
@@ -78,6 +78,18 @@ def random_model(shape: Shape, dtype: torch.dtype, four_bit: bool = False):
     return model
 
 
+def model_for(settings: Settings, shape: Shape):
+    """A random model of this shape as a run with these settings would have it."""
+    dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
+    model = random_model(shape, dtype, settings.method == "qlora")
+    model.set_attn_implementation("eager" if settings.attention == "eager" else "sdpa")
+    if settings.adapter:
+        model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight.data = weight.data.to(dtype)
+    return model
+
+
 class Clock(TrainerCallback):
     """Seconds at the end of each optimizer step, the device idle."""
 
@@ -92,10 +104,11 @@ class Clock(TrainerCallback):
 def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
             **changes) -> dict:  # fmt: skip
     """Twenty steps of one setting through the trainer of helpers.training."""
-    settings = settings_for("llama2-7b", method, max_steps=WARM + TIMED, schedule="constant", warmup_steps=0, **changes)
+    settings = settings_for(
+        "llama2-7b", method, max_steps=WARM + TIMED, save_steps=0, schedule="constant", warmup_steps=0, **changes
+    )
     device, sizes = describe(), SHAPES[shape]
     decisions = decide(settings, device, 0)
-    dtype = torch.float32 if decisions["precision"]["value"] == "fp32" else torch.bfloat16
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -109,11 +122,9 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
     predicted = predict(sizes, method, **rows, rank=settings.rank, targets=settings.targets, dropout=settings.dropout,
                         precision=chosen["precision"], attention=chosen["attention"], checkpointing=chosen["checkpointing"],
                         fused=chosen["kernels"] == "liger" or chosen["compile"])  # fmt: skip
-    model = random_model(sizes, dtype, method == "qlora")
-    if method != "full":
-        model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
-        for weight in (p for p in model.parameters() if p.requires_grad):
-            weight.data = weight.data.to(dtype)
+    model = model_for(settings, sizes)
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()  # what loading took is not what training takes
     ours, clock = Plan(device, sizes, decisions, predicted), Clock()
     tokenizer = load_tokenizer(settings.change(model="tiny"))
     losses = []
@@ -164,6 +175,16 @@ LADDER = [
 ]
 
 
+FAST = {"kernels": "liger", "batch_tokens": 8192}
+GROWTH = [
+    *((f"rows of {n:,} tokens", "lora", QV | FAST | {"lengths": [n] * 200, "max_length": n}) for n in (512, 1024, 2048, 4096, 8192)),
+    *((f"{n:,} tokens a step", "lora", QV | FAST | {"batch_tokens": n}) for n in (1024, 2048, 4096, 16384, 32768)),
+    *((f"rank {r}, all-linear", "lora", FAST | {"targets": "all-linear", "rank": r}) for r in (8, 64, 256)),
+    *((f"{shape}, all-linear", "lora", FAST | {"targets": "all-linear", "shape": shape})
+      for shape in ("SmolLM2-135M", "SmolLM2-1.7B", "Llama-3-8B")),
+]  # fmt: skip
+
+
 def table(rows: list, out: Path, part: str) -> None:
     """Measure each row; one that fails is kept with its reason."""
     found = []
@@ -189,6 +210,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.part == "ladder":
         table([row for row in LADDER if (given.only or "") in row[0]], given.out, "ladder")
+    if given.part == "growth":
+        table(GROWTH, given.out, "growth")
     if given.part == "profile":
         from torch.profiler import ProfilerActivity, profile
 
