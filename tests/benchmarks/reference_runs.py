@@ -216,8 +216,10 @@ def shape7b(out: Path, steps: int = 40) -> None:
     import random
     import shutil
 
+    from helpers.memory import SHAPES
     from helpers.settings import settings_for
     from helpers.sources import base_folder
+    from tests.benchmarks.speed import random_model
 
     folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)
     tiny = base_folder(settings_for("tiny"))
