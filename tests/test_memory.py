@@ -56,7 +56,18 @@ def test_prediction_is_within_ten_per_cent_of_the_peak_measured_on_an_h200(case)
     """Peaks measured by tests/benchmarks/reference_runs.py memory7b; the prediction is made anew."""
     asked = {
         k: case[k]
-        for k in ("method", "batch", "length", "rank", "targets", "precision", "attention", "checkpointing", "dropout")
+        for k in (
+            "method",
+            "batch",
+            "length",
+            "rank",
+            "targets",
+            "precision",
+            "attention",
+            "checkpointing",
+            "dropout",
+            "fused",
+        )
     }
     assert predict(SHAPES["Llama-2-7B"], **asked).total == pytest.approx(case["peak_measured"], rel=0.10)
 
