@@ -215,7 +215,7 @@ def answer(case, folder, tokenizer) -> None:
         assert all(tokenizer.eos_token_id in e.labels and IGNORED in e.labels for e in data.train)
 
 
-@settings(max_examples=40, derandomize=True, database=None, deadline=None)  # more of them: tests/campaign
+@settings(max_examples=200, derandomize=True, database=None, deadline=None)  # ten times as many: tests/campaign
 @given(case=mutated())
 def test_mutated_files_give_rows_or_a_sentence(case, tmp_path_factory, tokenizer):
     answer(case, tmp_path_factory.getbasetemp(), tokenizer)
