@@ -17,7 +17,7 @@ FORMATS = (
     "query and response, instruction and output, or one text column"
 )
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("query", "response"), ("instruction", "output"))
-NAMED = 5  # faulty rows that one message names
+NAMED = 5  # different faults that one message names
 
 
 class DataError(ValueError):
@@ -28,24 +28,29 @@ def conversations(settings: Settings) -> list[tuple[str, list[dict]]]:
     """Every row of the reader's own data or of a hub data set as messages, each with its place.
 
     Raises:
-        DataError: for data without rows, or with rows that cannot be used; the first five of them are named.
+        DataError: for data without rows, or with rows that cannot be used: the first five different faults, each with
+            the place of the first row that has it.
     """
     path = Path(settings.data).expanduser()
     if path.suffix.lower() in KINDS or path.is_absolute() or path.exists():
         rows = read_file(path if path.is_absolute() or path.is_file() else ROOT / path)
     else:
         rows = _from_hub(settings)
-    good, faults = [], []
+    good, faults = [], {}
     for where, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
             good.append((where, to_messages(row, where)))
         except DataError as fault:
-            faults.append(str(fault))
+            faults.setdefault(str(fault).removeprefix(where), []).append(where)
     if faults:
-        more = f"\nand {len(faults) - NAMED} more of {len(rows)} rows" if len(faults) > NAMED else ""
-        raise DataError("\n".join(faults[:NAMED]) + more)
+        lines = [
+            f"{places[0]}{fault}{f' (and {len(places) - 1} more rows)' if places[1:] else ''}"
+            for fault, places in faults.items()
+        ]
+        more = f"\nand {len(lines) - NAMED} other faults" if len(lines) > NAMED else ""
+        raise DataError("\n".join(lines[:NAMED]) + more)
     if not good:
         raise DataError(f"{settings.data} holds no rows")
     return good
@@ -83,6 +88,8 @@ def to_messages(row: dict, where: str) -> list[dict]:
 
 
 def _check_text(value: object, what: str) -> None:
+    if value is None:
+        raise DataError(f"{what} is null, not text")
     if not isinstance(value, str):
         raise DataError(f"{what} is {repr(value)[:60]} ({type(value).__name__}), not text")
     if not value.strip():
@@ -144,21 +151,21 @@ def read_file(path: Path) -> list[tuple[str, dict | DataError]]:
     if kind == ".csv":
         return _csv(text, path)
     if kind == ".json" and text.lstrip().startswith("["):
-        rows = _json(text, f"{path}:1")
+        rows = _json(text, path)
         if isinstance(rows, DataError):
             raise rows
         return [(f"{path} row {n}", _object(row, f"{path} row {n}")) for n, row in enumerate(rows, 1)]
-    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [(where, _object(_json(line, where), where)) for where, line in lines]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(f"{path}:{n}", _object(_json(line, path, n), f"{path}:{n}")) for n, line in lines]
 
 
-def _json(text: str, where: str) -> object:
+def _json(text: str, path: Path, first: int = 1) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return DataError(f"{where}: not JSON ({error.msg}, line {error.lineno}, column {error.colno})")
+        return DataError(f"{path}:{first + error.lineno - 1}: not JSON ({error.msg}, column {error.colno})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        return DataError(f"{where}: not JSON that can be read ({error})")
+        return DataError(f"{path}:{first}: not JSON that can be read ({error})")
 
 
 def _object(row: object, where: str) -> dict | DataError:
@@ -175,7 +182,7 @@ def _csv(text: str, path: Path) -> list[tuple[str, dict | DataError]]:
             if len(values) == len(header):
                 rows.append((where, dict(zip(header, values, strict=True))))
             elif values:
-                fault = f"{where}: {len(values)} values, and the first line names {len(header)} columns"
+                fault = f"{where}: {len(values)} value(s), and the first line names {len(header)} columns"
                 rows.append((where, DataError(fault)))
     except StopIteration:
         return rows

@@ -92,21 +92,21 @@ def test_row_32_wrong_columns(tmp_path, tokenizer, kind):
     first = {"jsonl": f"{path}:1", "csv": f"{path}:2", "parquet": f"{path} row 1"}[kind]
     told = reason(path, tokenizer)
     assert told.startswith(f"{first}: found the columns frage, antwort; understood are messages (a list of role")
-    assert told.count("\n") == 5 and told.endswith("and 15 more of 20 rows")
+    assert told.count("\n") == 0 and told.endswith("or one text column (and 19 more rows)")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"question": "a", "answer": null}', "the assistant content is None (NoneType), not text"),
+        ('{"question": "a", "answer": null}', "the assistant content is null, not text"),
         ('{"question": 7, "answer": "b"}', "the user content is 7 (int), not text"),
         ('{"question": "a", "answer": "  "}', "the assistant content is blank: '  '"),
         ('{"question": ["a"], "answer": "b"}', "the user content is ['a'] (list), not text"),
         ('{"question": "a", "answer": "\\ud800"}', "the assistant content holds half a character (\\ud800)"),
-        ('{"text": null}', "the text is None (NoneType), not text"),
+        ('{"text": null}', "the text is null, not text"),
         ('{"text": "no structure"}', "this text has no [INST] question"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "a conversation must end with an assistant message"),
-        ('{"messages": [{"role": "assistant"}]}', "the assistant content is None (NoneType), not text"),
+        ('{"messages": [{"role": "assistant"}]}', "the assistant content is null, not text"),
         ('{"messages": "hello"}', "messages must be a list"),
     ],
 )
@@ -116,11 +116,12 @@ def test_row_33_null_number_blank_text(tmp_path, tokenizer, line, words):
     assert f"{path}:3: {words}" in reason(path, tokenizer)
 
 
-def test_row_33_all_faulty_rows_are_named_up_to_five(tmp_path, tokenizer):
+def test_row_33_every_kind_of_fault_is_named(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join([LINES[0], "{", LINES[1], '{"question": 1, "answer": "b"}', "[]"]))
+    path.write_text("\n".join([LINES[0], "{", LINES[1], '{"question": 1, "answer": "b"}', "[]", "[]"]))
     told = reason(path, tokenizer).splitlines()
     assert [line.split(" ")[0] for line in told] == [f"{path}:{n}:" for n in (2, 4, 5)]
+    assert told[2].endswith("a row must be one JSON object (and 1 more rows)")
 
 
 def test_row_34_unknown_role(tmp_path, tokenizer):
@@ -139,7 +140,7 @@ def test_row_34_an_order_of_roles_that_the_template_refuses(tokenizer):
 
 LATIN = '{"question": "é", "answer": "b"}'.encode("latin-1")
 MALFORMED = {
-    "cut.jsonl": (b'{"question": "a", "answer": ', ":1: not JSON (Expecting value, line 1, column 29)"),
+    "cut.jsonl": (b'{"question": "a", "answer": ', ":1: not JSON (Expecting value, column 29)"),
     "list.jsonl": (b'["question"]', ":1: a row must be one JSON object"),
     "text.jsonl": (b"How much is it?", ":1: not JSON (Expecting value"),
     "deep.jsonl": (b"[" * 100_000, ":1: not JSON that can be read"),
@@ -148,8 +149,8 @@ MALFORMED = {
     "utf16.jsonl": (LINES[0].encode("utf-16"), ":1: not UTF-8 (byte 0xff)"),
     "latin.csv": ("question,answer\né,b\n".encode("latin-1"), ":2: not UTF-8 (byte 0xe9)"),
     "quotes.csv": (b'question,answer\n"a,b\n', ":2: not CSV (unexpected end of data)"),
-    "more.csv": (b"question,answer\na,b,c\n", ":2: 3 values, and the first line names 2 columns"),
-    "fewer.csv": (b'question,answer\n"a\nb",c\na\n', ":4: 1 values, and the first line names 2 columns"),
+    "more.csv": (b"question,answer\na,b,c\n", ":2: 3 value(s), and the first line names 2 columns"),
+    "fewer.csv": (b'question,answer\n"a\nb",c\na\n', ":4: 1 value(s), and the first line names 2 columns"),
     "semicolon.csv": (b"question;answer\na;b\n", ":2: found the columns question;answer"),
     "blank.csv": (b"question,answer\n,b\n", ":2: the user content is blank: ''"),
     "cut.json": (b'[{"question": "a"},', ":1: not JSON"),
@@ -215,7 +216,7 @@ def answer(case, folder, tokenizer) -> None:
         assert all(tokenizer.eos_token_id in e.labels and IGNORED in e.labels for e in data.train)
 
 
-@settings(max_examples=40, derandomize=True, database=None, deadline=None)  # more of them: tests/campaign
+@settings(max_examples=200, derandomize=True, database=None, deadline=None)  # ten times as many: tests/campaign
 @given(case=mutated())
 def test_mutated_files_give_rows_or_a_sentence(case, tmp_path_factory, tokenizer):
     answer(case, tmp_path_factory.getbasetemp(), tokenizer)
