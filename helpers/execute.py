@@ -77,7 +77,7 @@ def main(report_to: int) -> None:
         except Exception as error:
             end, why = "failed", f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
-        report(end=end, why=why, peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+        report(end=end, why=why and why[:2000], peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def end_with_runner() -> None:

@@ -75,14 +75,16 @@ def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
         receiver = threading.Thread(target=receive, daemon=True)
         receiver.start()
         try:
-            child.stdin.write(json.dumps(job) + "\n")  # standard input stays open: its end means that the runner died
-            child.stdin.flush()
+            with suppress(BrokenPipeError):  # where the child cannot even start, its last words follow
+                child.stdin.write(json.dumps(job) + "\n")
+                child.stdin.flush()  # and stays open: its end would mean that the runner died
             yield reports
         finally:
             end_marked(mark)
             with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver cannot be ended
                 child.wait(timeout=5)
-            child.stdin.close()
+            with suppress(BrokenPipeError):
+                child.stdin.close()
             receiver.join(timeout=10)
 
 

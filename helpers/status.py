@@ -53,7 +53,7 @@ class Status:
             entry.get("status") == "ok"
             and entry.get("digest") == digest(notebook, parameters)
             and self.executed(notebook).is_file()
-            and entry["finished"] >= max((self.entry(p).get("finished") or "" for p in makers), default="")
+            and entry.get("finished", "") >= max((self.entry(p).get("finished") or "" for p in makers), default="")
             and not self.missing_records(notebook, parameters)
         )
 

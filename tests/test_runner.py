@@ -110,3 +110,12 @@ def test_a_formula_that_cannot_be_read_is_shown_as_written(book):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("so $a<b^$ it is")])
     nbformat.write(notebook, book.folder / "any.ipynb")
     assert "<code>a&lt;b^</code>" in write_html(book.folder / "any.ipynb").read_text()
+
+
+def test_a_broken_environment_is_said(book, monkeypatch, tmp_path):
+    book.write("00_any", "1")
+    (tmp_path / "papermill.py").write_text("raise ImportError('half of papermill is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert book.run() == "killed"
+    assert book.entry("00_any")["why"].endswith("ended early: ImportError: half of papermill is missing")
+    assert not (book.out / "notebooks").exists()
