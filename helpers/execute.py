@@ -19,6 +19,11 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 
+KERNEL_DIED = (
+    "the kernel died: the system ended it, mostly because main memory ran out, or the cell itself did; "
+    "close other programs, or take a smaller profile"
+)
+
 
 def headings(cells: list) -> list[str]:
     """For each cell, the text of the last markdown heading above it."""
@@ -70,7 +75,7 @@ def main(report_to: int) -> None:
                 engine_name="reporting", report=report, progress_bar=False, autosave_cell_every=10,
             )  # fmt: skip
         except DeadKernelError:
-            end, why = "killed", "the kernel died: the system ended it, mostly for lack of main memory, or the cell did"
+            end, why = "killed", KERNEL_DIED
         except OSError as error:
             what = error.filename or "the executed notebook"
             end, why = "failed", f"{what} could not be written: {error.strerror}; free some space"

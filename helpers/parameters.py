@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from helpers.masking import mask_secrets, secret_name
-from helpers.settings import ROOT, Settings, SettingsError, checked, nearest
+from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
 
 import nbformat
 
@@ -51,7 +51,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     except Exception as error:  # nbformat lets through whatever its parser and its schema raise
         reason = " ".join(str(error).split())[:120]
         raise UsageError(
-            f"{path.name} is no readable notebook ({reason}); `git checkout {path.name}` restores it"
+            f"{path.name} is no readable notebook ({reason}); `git checkout {shown(path)}` restores it"
         ) from None
 
 
@@ -109,8 +109,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     for word in text.split():
         name, equals, raw = word.partition("=")
         if not (name and equals and raw):
-            shown = mask_secrets(word)[:80]
-            raise UsageError(f"{shown!r} is not of the form name=value (no spaces around = or inside the value)")
+            word = mask_secrets(word)[:80]
+            raise UsageError(f"{word!r} is not of the form name=value (no spaces around = or inside the value)")
         pairs.append((name, raw))
     return pairs
 

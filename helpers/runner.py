@@ -160,9 +160,13 @@ class Run:
                 if self.stopped:
                     return "interrupted", f"stopped by {self.stopped}; the same command goes on from here", cell
                 if running > self.notebook_timeout:
-                    return "timed out", f"the notebook ran longer than {self.notebook_timeout:g} s", cell
+                    return (
+                        "timed out",
+                        f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)",
+                        cell,
+                    )
                 if cell and running - since > self.cell_timeout:
-                    return "timed out", f"the cell ran longer than {self.cell_timeout:g} s", cell
+                    return "timed out", f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)", cell
                 self._draw(f"{line}  {running:.0f} s")
                 try:
                     told = reports.get(timeout=0.5)

@@ -51,14 +51,17 @@ def test_row_02_a_notebook_over_its_limit(book):
     book.write("00_slow", "1", "import time\nfor i in range(600):\n    print('at', i, flush=True)\n    time.sleep(0.1)")
     assert book.run(notebook_timeout=5) == "timed out" and EXIT["timed out"] == 124
     entry = book.entry("00_slow")
-    assert entry["why"] == "the notebook ran longer than 5 s" and entry["cell"] == 4
+    assert entry["why"] == "the notebook ran longer than 5 s (--notebook-timeout)" and entry["cell"] == 4
     assert "at 0" in (book.out / "notebooks/00_slow.ipynb").read_text(), "what a cell printed before the limit is kept"
 
 
 def test_row_03_a_cell_that_ignores_signals(book):
     book.write("00_deaf", DEAF + CHILD + "time.sleep(300)")
     assert book.run(cell_timeout=2) == "timed out"
-    assert book.entry("00_deaf")["why"] == "the cell ran longer than 2 s" and book.entry("00_deaf")["cell"] == 3
+    assert (
+        book.entry("00_deaf")["why"] == "the cell ran longer than 2 s (--cell-timeout)"
+        and book.entry("00_deaf")["cell"] == 3
+    )
     assert not [pid for pid in pids(book) if alive(pid)]
 
 
