@@ -100,7 +100,9 @@ class Run:
     def series(self, notebooks: list[Path], fresh: bool) -> str:
         if self.status.damaged:
             self.say(f"{self.status.file} is damaged: no notebook counts as passed")
-        handled = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
+            handled.append(signal.SIGHUP)
         former = {s: signal.signal(s, self._stop) for s in handled}
         end = "ok"
         try:
