@@ -115,7 +115,7 @@ def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
         if entry["status"] not in _MARKS:
             where = f"Cell {entry['cell']} of {entry['cells']}, {entry['heading']}: " if entry.get("cell") else ""
             failures.append(f"<h2>{title}: {state}</h2><p>{html.escape(where + (entry.get('why') or ''))}</p>")
-            for heading, part in (("The cell", "source"), ("Its last lines", "last_lines")):
+            for heading, part in (("The cell", "source"), ("The last lines of its output", "last_lines")):
                 if entry.get(part):
                     failures.append(f"<h3>{heading}</h3><pre>{html.escape(entry[part])}</pre>")
     page = (

@@ -1,13 +1,8 @@
 """The headless runner when nothing is wrong but perhaps its arguments; tests/test_faults_runner.py has the rest."""
 
-import os
-import pty
-import subprocess
-import sys
-
 from helpers.parameters import UsageError, find_notebooks, parameters_of
 from helpers.records import RunRecord
-from helpers.runner import EXIT, main
+from helpers.runner import EXIT, Run, main
 from helpers.settings import ROOT
 
 import nbformat
@@ -48,15 +43,14 @@ def test_a_promised_record_must_exist_and_be_new(book):
     assert book.entry("00_promise")["why"] == f"every cell ran, but it wrote no {book.out / 'lora-s0/record.json'}"
 
 
-def test_progress_on_a_terminal_is_one_line_that_fits(book):
-    book.write("00_any", "import time; time.sleep(1)")
-    ours, theirs = pty.openpty()
-    code = f"import helpers.parameters as p, pathlib; p.NOTEBOOKS = pathlib.Path({str(book.folder)!r}); import helpers.runner as r; r.run_all('tiny', runs_dir={str(book.out.parent)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, env=os.environ | {"COLUMNS": "20"})
-    shown = os.read(ours, 100_000).decode()
-    assert done.returncode == 0
-    drawn = [line for line in shown.replace("\r\n", "\r\033[K").split("\r\033[K") if "cell" in line]
-    assert drawn and all(len(line) < 20 for line in drawn) and "00_any  passed in" in shown
+def test_progress_on_a_terminal_is_one_line_that_fits(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    run = Run("tiny", {}, "runs", 1, 1, None, None)
+    run._draw("  02_lora_train  cell 12 of 21  a long heading")
+    assert capsys.readouterr().out == "\r\033[K  02_lora_train  cell 12 of 2"
+    run._draw("")
+    assert capsys.readouterr().out == "\r\033[K", "and is gone before the next lasting line"
 
 
 @pytest.mark.parametrize(
