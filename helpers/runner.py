@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return EXIT[run_all(**vars(parser.parse_args(arguments)))]
     except (UsageError, RecordError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask_secrets(str(error))}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
     except KeyboardInterrupt:  # before the first notebook or after the last

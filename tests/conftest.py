@@ -22,7 +22,6 @@ from helpers.training import Trained, measure_base, train
 from tests.hub import Hub
 
 import nbformat
-import psutil
 import pytest
 from huggingface_hub.utils import close_session
 
@@ -150,10 +149,3 @@ def book(tmp_path, monkeypatch) -> Book:
     made = Book(tmp_path)
     monkeypatch.setattr("helpers.parameters.NOTEBOOKS", made.folder)
     return made
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

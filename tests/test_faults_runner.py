@@ -17,7 +17,6 @@ from helpers.status import Status, digest
 import nbformat
 import psutil
 import pytest
-from conftest import alive
 
 SECRET = "hf_" + "a" * 24
 CHILD = (  # in a session of its own, started by a cell that ignores Ctrl-C
@@ -26,6 +25,13 @@ CHILD = (  # in a session of its own, started by a cell that ignores Ctrl-C
     "open('pids', 'w').write(f'{child.pid} {os.getpid()}')\n"
 )
 DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # also in the child: only SIGKILL ends them
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def pids(book) -> list[int]:
