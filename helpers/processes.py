@@ -95,9 +95,11 @@ def end_marked(mark: str, patience: float = 3) -> None:
         with suppress(psutil.Error):
             process.terminate()
     psutil.wait_procs(processes, timeout=patience)
-    for process in _marked(mark):
+    processes = _marked(mark)
+    for process in processes:
         with suppress(psutil.Error):
             process.kill()
+    psutil.wait_procs(processes, timeout=patience)
 
 
 def _marked(mark: str) -> list[psutil.Process]:
