@@ -8,6 +8,7 @@ PROFILE ?= small
 NOTEBOOKS ?=
 PARAMS ?=
 RUNS_DIR ?= runs
+FRESH ?=
 # torch: for ROCm from PyTorch's own index where a ROCm installation is found, else the pinned version.
 # Override with TORCH="torch==2.13.0 --index-url ..." or TORCH=present for the torch an image already has.
 ROCM_INDEX ?= https://download.pytorch.org/whl/rocm7.1
@@ -21,7 +22,9 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model run-all lab test lint clean
+quote = '$(subst ','\'',$(1))'
+
+.PHONY: help setup model run-all lab test campaign lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,13 +49,17 @@ model: $(READY)  ## fetch the base model of PROFILE
 	@$(PY) -m helpers.sources $(PROFILE)
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
-	@$(PY) -m helpers.runner --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)" --params "$(PARAMS)" --runs-dir "$(RUNS_DIR)"
+	@$(PY) -m helpers.runner --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
+	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
 
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest $(TEST_ARGS)
+
+campaign: $(READY)  ## slow: runs killed at random moments and gone on with, and much random input
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest tests/campaign $(TEST_ARGS)
 
 lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed notebooks
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

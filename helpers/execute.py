@@ -1,23 +1,28 @@
-"""Run one notebook with papermill and report each cell on standard output, one JSON object a line.
+"""Run one notebook with papermill and report each cell: the child process of helpers.runner.
 
-The child process of helpers.runner: ``python -m helpers.execute JOB.json``. What it reports is what happened to the
-cells; whether the notebook passed is judged by the runner from the executed file.
+The job comes as one line of JSON on standard input; reports go to the file descriptor that is the only argument, one
+JSON object a line. They say what happened to the cells; whether the notebook passed is judged by the runner.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import sys
-from pathlib import Path
+import threading
+
+from helpers.processes import MARK, end_marked
 
 import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 
-
-def report(**fields) -> None:
-    print(json.dumps(fields), flush=True)
+KERNEL_DIED = (
+    "the kernel died: the system ended it, mostly because main memory ran out, or the cell itself did; "
+    "close other programs, or take a smaller profile"
+)
 
 
 def headings(cells: list) -> list[str]:
@@ -32,42 +37,61 @@ def headings(cells: list) -> list[str]:
 
 
 class ReportingEngine(NBClientEngine):
-    """papermill's engine, saying which code cell starts."""
+    """papermill's engine, saying which code cell starts, and saving the notebook when it is told to stop."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+    def execute_managed_notebook(cls, nb_man, kernel_name, report, **options):
         cells = nb_man.nb.cells
         code = [i for i, cell in enumerate(cells) if cell.cell_type == "code"]
-        above, start = headings(cells), nb_man.cell_start
+        above = headings(cells)
 
-        def cell_start(cell, cell_index=None, **rest):
+        def on_cell_start(cell, cell_index):
             if cell.cell_type == "code":
                 report(cell=code.index(cell_index) + 1, cells=len(code), heading=above[cell_index])
-            return start(cell, cell_index, **rest)
 
-        nb_man.cell_start = cell_start
-        super().execute_managed_notebook(nb_man, kernel_name, **options)
+        def save_and_stop(*_):
+            try:
+                nb_man.save()
+            finally:
+                os._exit(1)
+
+        signal.signal(signal.SIGTERM, save_and_stop)
+        super().execute_managed_notebook(nb_man, kernel_name, on_cell_start=on_cell_start, **options)
 
 
-def main(job_file: str) -> None:
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    papermill_engines.register("reporting", ReportingEngine)
-    try:
-        papermill.execute_notebook(
-            job["source"], job["target"], parameters=job["parameters"], engine_name="reporting",
-            kernel_name="python3", cwd=job["cwd"], progress_bar=False, execution_timeout=job["cell_timeout"],
-            autosave_cell_every=10,
-        )  # fmt: skip
+def main(report_to: int) -> None:
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_runner, daemon=True).start()
+    with open(report_to, "w", encoding="utf-8") as channel:
+
+        def report(**fields) -> None:
+            print(json.dumps(fields), file=channel, flush=True)
+
+        papermill_engines.register("reporting", ReportingEngine)
+        end, why = "ok", None
+        try:
+            papermill.execute_notebook(
+                job["source"], job["target"], parameters=job["parameters"], cwd=job["cwd"], kernel_name="python3",
+                engine_name="reporting", report=report, progress_bar=False, autosave_cell_every=10,
+            )  # fmt: skip
+        except DeadKernelError:
+            end, why = "killed", KERNEL_DIED
+        except OSError as error:
+            what = error.filename or "the executed notebook"
+            end, why = "failed", f"{what} could not be written: {error.strerror}; free some space"
+        except Exception as error:
+            end, why = "failed", f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
-        report(end="ok", peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
-    except CellTimeoutError:
-        report(end="timed out", why=f"a cell ran longer than {job['cell_timeout']} s")
-    except DeadKernelError:
-        report(end="killed", why="the kernel died: the machine may have run out of memory")
-    except Exception as error:
-        name = getattr(error, "ename", type(error).__name__)
-        report(end="failed", why=f"{name}: {getattr(error, 'evalue', error)}"[:2000])
+        report(end=end, why=why and why[:2000], peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+
+
+def end_with_runner() -> None:
+    """Wait until the runner is gone, however it died, and then leave nothing running."""
+    while os.read(0, 1024):  # not sys.stdin.read(), which would hold a lock that the interpreter needs at its end
+        pass
+    end_marked(os.environ[MARK])
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

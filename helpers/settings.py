@@ -149,6 +149,8 @@ def checked(name: str, value):
         least = 1 if name in _AT_LEAST_ONE else 0
         if not value >= least or value == float("inf"):
             raise SettingsError(f"{name} must be {'at least 1' if least else 'zero or more'}, not {value!r}")
+        if name == "seed" and value >= 2**32:
+            raise SettingsError(f"seed must be below {2**32}, not {value!r}")
         if name == "dropout" and value >= 1:
             raise SettingsError(f"dropout is a probability below 1, not {value!r}")
         if name == "learning_rate" and not 0 < value < 1:

@@ -6,11 +6,11 @@ import html
 import re
 from pathlib import Path
 
+from helpers.masking import mask_secrets
 from helpers.records import write_atomically
 
 import nbformat
 
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}")
 _MARKS = {"ok": "passed", "running": "was running"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
@@ -19,27 +19,49 @@ pre { overflow: auto; padding: 1rem; border: 1px solid #8886; font-size: 13px } 
 """
 
 
-def mask_secrets(text: str) -> str:
-    """Replace what looks like an access token, so that none reaches a file."""
-    return _SECRET.sub("***", text)
+def tidy(notebook: Path) -> nbformat.NotebookNode | None:
+    """An executed notebook without secrets and papermill's notes (paths of this machine, a status that can be wrong).
 
-
-def tidy(notebook: Path) -> None:
-    """Rewrite an executed notebook without secrets, and with what a terminal would show of a progress bar: its end."""
-    content = nbformat.reads(mask_secrets(notebook.read_text(encoding="utf-8")), as_version=4)
+    Of a progress bar it keeps what a terminal would show: its end. None if the file is not there or not whole.
+    """
+    try:
+        content = nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError):
+        return None
+    for part in (content, *content.cells):
+        part.metadata.pop("papermill", None)
     for cell in content.cells:
-        merged: list = []
-        for output in cell.get("outputs", []):
-            if merged and output.output_type == merged[-1].output_type == "stream" and output.name == merged[-1].name:
-                merged[-1].text += output.text
-            else:
-                merged.append(output)
-        for output in merged:
-            if output.output_type == "stream":
-                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
         if cell.cell_type == "code":
-            cell.outputs = merged
-    write_atomically(notebook, nbformat.writes(content))
+            cell.outputs = _merged(cell.outputs)
+    return nbformat.from_dict(mask_secrets(content))
+
+
+def _merged(outputs: list) -> list:
+    """Outputs with consecutive pieces of one stream joined, and without lines that a carriage return replaced."""
+    merged: list = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if output.output_type == last.get("output_type") == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    for output in merged:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return merged
+
+
+def failing_cell(notebook: nbformat.NotebookNode, number: int, lines: int = 15) -> dict[str, str]:
+    """The source of code cell ``number``, counted from 1, and the last lines of its output, without colour codes."""
+    cell = [cell for cell in notebook.cells if cell.cell_type == "code"][number - 1]
+    texts = []
+    for output in cell.outputs:
+        if output.output_type == "error":
+            texts += output.traceback
+        else:
+            texts.append(output.get("text") or output.get("data", {}).get("text/plain", ""))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(texts)).rstrip()
+    return {"source": cell.source, "last_lines": "\n".join(text.splitlines()[-lines:])}
 
 
 def write_html(notebook: Path) -> Path:
@@ -48,12 +70,18 @@ def write_html(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+    def formula(body: str, display: str) -> str:
+        try:
+            return convert(body, display=display)
+        except Exception:  # a formula that the converter cannot read is shown as it was written
+            return f"<code>{html.escape(body)}</code>"
+
     class Renderer(IPythonRenderer):
         def block_math(self, body: str) -> str:
-            return convert(body, display="block")
+            return formula(body, "block")
 
         def inline_math(self, body: str) -> str:
-            return convert(body)
+            return formula(body, "inline")
 
     def markdown2html(context, source: str) -> str:
         return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
@@ -67,42 +95,33 @@ def write_html(notebook: Path) -> Path:
     return page
 
 
-def last_lines(notebook: Path, lines: int = 15) -> str:
-    """The end of the first error in an executed notebook, without colour codes."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-                return "\n".join(text.splitlines()[-lines:])
-    return ""
+def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
+    """Write ``index.html``: one row a notebook with status, seconds and link, and the failing cell with its last lines.
 
-
-def write_index(folder: Path, status: dict) -> Path:
-    """Write ``index.html``: one row a notebook with status, seconds and link, and the failing cell's last lines."""
+    Args:
+        folder: of the run; the executed notebooks lie in its ``notebooks``.
+        profile: its name.
+        notebooks: the entries of the status file by name.
+    """
     rows, failures = [], []
-    for name, entry in sorted(status["notebooks"].items()):
-        page = folder / "notebooks" / f"{name}.html"
-        link = f'<a href="notebooks/{name}.html">{html.escape(name)}</a>' if page.is_file() else html.escape(name)
-        state = _MARKS.get(entry["status"], entry["status"])
+    for name, entry in sorted(notebooks.items()):
+        title = html.escape(name)
+        link = (
+            f'<a href="notebooks/{title}.html">{title}</a>' if (folder / f"notebooks/{name}.html").is_file() else title
+        )
+        state = html.escape(_MARKS.get(entry["status"], entry["status"]))
         seconds = f"{entry['seconds']:.0f}" if entry.get("seconds") is not None else ""
         rows.append(f'<tr><td>{link}</td><td>{state}</td><td class="number">{seconds}</td></tr>')
-        if entry["status"] not in ("ok", "running"):
-            executed = folder / "notebooks" / f"{name}.ipynb"
-            tail = last_lines(executed) if executed.is_file() else ""
-            where = (
-                f"cell {entry.get('cell')} of {entry.get('cells')} ({entry.get('heading')})"
-                if entry.get("cell")
-                else ""
-            )
-            failures.append(
-                f"<h2>{html.escape(name)}: {html.escape(entry['status'])}</h2>"
-                f"<p>{html.escape(where)} {html.escape(entry.get('why') or '')}</p>"
-                + (f"<pre>{html.escape(mask_secrets(tail))}</pre>" if tail else "")
-            )
+        if entry["status"] not in _MARKS:
+            where = f"Cell {entry['cell']} of {entry['cells']}, {entry['heading']}: " if entry.get("cell") else ""
+            failures.append(f"<h2>{title}: {state}</h2><p>{html.escape(where + (entry.get('why') or ''))}</p>")
+            for heading, part in (("The cell", "source"), ("The last lines of its output", "last_lines")):
+                if entry.get(part):
+                    failures.append(f"<h3>{heading}</h3><pre>{html.escape(entry[part])}</pre>")
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Fine-tuning notebooks</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>Profile {html.escape(status['profile'])}</h1><table><tr><th>notebook</th><th>status</th>"
+        f"<h1>Profile {html.escape(profile)}</h1><table><tr><th>notebook</th><th>status</th>"
         f'<th class="number">seconds</th></tr>{"".join(rows)}</table>{"".join(failures)}</body></html>'
     )
     path = folder / "index.html"

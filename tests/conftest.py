@@ -1,6 +1,9 @@
 """One tiny model, one training of each kind and one headless run of the series, shared by the whole session."""
 
+import json
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,12 +15,13 @@ import helpers  # noqa: F401 - silences notices of the libraries before they are
 from helpers.data import Data, prepare
 from helpers.evaluation import evaluate
 from helpers.models import load_tokenizer
-from helpers.runner import Options, find_notebooks, run_series
-from helpers.settings import Settings, settings_for
+from helpers.runner import run_all
+from helpers.settings import ROOT, Settings, settings_for
 from helpers.sources import base_folder
 from helpers.training import Trained, measure_base, train
 from tests.hub import Hub
 
+import nbformat
 import pytest
 from huggingface_hub.utils import close_session
 
@@ -94,5 +98,54 @@ class Series:
 @pytest.fixture(scope="session")
 def series(tmp_path_factory) -> Series:
     folder, lines = tmp_path_factory.mktemp("series"), []
-    end = run_series(find_notebooks(), Options(profile="tiny", parameters={}, runs_dir=str(folder)), lines.append)
+    end = run_all("tiny", runs_dir=str(folder), say=lines.append)
     return Series(end, folder / "tiny", lines)
+
+
+class Book:
+    """Hand-made notebooks that the runner takes for the series, with an output folder of their own."""
+
+    PARAMETERS = 'profile = "tiny"\nseed = 0\nmax_steps = None\nlearning_rate = None\ndata = None\nruns_dir = "runs"'
+
+    def __init__(self, folder: Path):
+        self.folder, self.out, self.lines = folder / "notebooks", folder / "out/tiny", []
+        self.folder.mkdir()
+
+    def write(self, name: str, *cells: str, records=()) -> Path:
+        notebook = nbformat.v4.new_notebook(cells=[
+            nbformat.v4.new_code_cell(self.PARAMETERS, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_markdown_cell("## A step"),
+            *map(nbformat.v4.new_code_cell, cells),
+        ])  # fmt: skip
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["fine_tuning"] = {"records": list(records)}
+        nbformat.write(notebook, self.folder / f"{name}.ipynb")
+        return self.folder / f"{name}.ipynb"
+
+    def run(self, **options) -> str:
+        self.lines = []
+        end = run_all("tiny", runs_dir=str(self.out.parent), say=self.lines.append, **options)
+        print(*self.lines, sep="\n")  # pytest shows it if the test fails
+        return end
+
+    def start(self, *arguments: str, before: str = "") -> subprocess.Popen:
+        """The command line over these notebooks, as a process; ``before`` is code to run in it first."""
+        code = (
+            f"import sys, pathlib, helpers.parameters\nhelpers.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
+            f"{before}\nfrom helpers.runner import main\nsys.exit(main())"
+        )
+        command = [sys.executable, "-c", code, "--profile", "tiny", "--runs-dir", str(self.out.parent), *arguments]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def entry(self, name: str) -> dict:
+        return json.loads((self.out / "status.json").read_text())["notebooks"][name]
+
+    def page(self) -> str:
+        return (self.out / "index.html").read_text()
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch) -> Book:
+    made = Book(tmp_path)
+    monkeypatch.setattr("helpers.parameters.NOTEBOOKS", made.folder)
+    return made

@@ -6,7 +6,7 @@ import re
 
 from helpers import records
 from helpers.comparison import comparability
-from helpers.runner import find_notebooks, parameters_of
+from helpers.parameters import find_notebooks, parameters_of
 from helpers.settings import ROOT, settings_for
 
 import nbformat

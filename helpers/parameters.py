@@ -1,0 +1,137 @@
+"""The notebooks of the series and their parameters, checked by name, type and range before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import fields
+from pathlib import Path
+
+from helpers.masking import mask_secrets, secret_name
+from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
+
+import nbformat
+
+NOTEBOOKS = ROOT / "notebooks"
+_OWN_OPTION = ("profile", "runs_dir")
+_KINDS = {f.name: f.type.split(" | ")[0] for f in fields(Settings)}
+
+
+class UsageError(ValueError):
+    """A wrong argument, or a notebook that cannot be read; nothing was run."""
+
+
+def find_notebooks(wanted: str = "") -> list[Path]:
+    """The notebooks of the series in order, or those that ``wanted`` names by number or name.
+
+    Raises:
+        UsageError: for a name that matches none.
+    """
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    words = wanted.replace(",", " ").split()
+    chosen = set() if words else set(every)
+    for word in words:
+        match = [p for p in every if p.stem == Path(word).stem or p.stem[:2] == word]
+        if not match:
+            raise UsageError(f"there is no notebook {word!r}; {nearest(word, [p.stem for p in every])}")
+        chosen |= {*match}
+    if not every:
+        raise UsageError(f"there are no notebooks in {NOTEBOOKS}")
+    return sorted(chosen)
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook file.
+
+    Raises:
+        UsageError: if the file is no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat lets through whatever its parser and its schema raise
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"{path.name} is no readable notebook ({reason}); `git checkout {shown(path)}` restores it"
+        ) from None
+
+
+def parameters_of(notebook: Path) -> dict[str, object]:
+    """Names and default values in the cell tagged ``parameters``.
+
+    Raises:
+        UsageError: if that cell holds anything else than names and plain values.
+    """
+    found: dict[str, object] = {}
+    for cell in read_notebook(notebook).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            try:
+                for node in ast.parse(cell.source).body:
+                    found[node.targets[0].id] = ast.literal_eval(node.value)
+            except (SyntaxError, ValueError, AttributeError) as error:
+                line = getattr(error, "lineno", None) or node.lineno
+                raise UsageError(
+                    f"{notebook.name}: line {line} of the parameters cell is not of the form name = value, "
+                    "with a plain number, text, True, False or None as its value"
+                ) from None
+    return found
+
+
+def parse_parameters(given: str | dict, notebooks: list[Path]) -> dict[str, object]:
+    """Parameters with their types, checked against the notebooks that will run.
+
+    Args:
+        given: ``name=value`` pairs separated by spaces, or a dictionary.
+        notebooks: those that will run; each gets the parameters that it has.
+
+    Raises:
+        UsageError: names the parameter and what is expected; what looks like a secret is refused.
+    """
+    known = {name for path in notebooks for name in parameters_of(path)} - {*_OWN_OPTION}
+    values: dict[str, object] = {}
+    for name, value in _pairs(given) if isinstance(given, str) else given.items():
+        _check_name(name, known)
+        if name in values:
+            raise UsageError(f"{name} is given twice")
+        if mask_secrets(str(value)) != str(value):
+            raise UsageError(f"the value of {name} looks like a secret: {_NO_SECRETS}")
+        try:
+            values[name] = checked(name, _typed(name, value) if isinstance(value, str) else value)
+        except SettingsError as error:
+            raise UsageError(str(error)) from None
+    return values
+
+
+_NO_SECRETS = "parameters are saved in the notebook and in the status file; use `hf auth login`"
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    pairs = []
+    for word in text.split():
+        name, equals, raw = word.partition("=")
+        if not (name and equals and raw):
+            word = mask_secrets(word)[:80]
+            raise UsageError(f"{word!r} is not of the form name=value (no spaces around = or inside the value)")
+        pairs.append((name, raw))
+    return pairs
+
+
+def _check_name(name: str, known: set[str]) -> None:
+    if name in known:
+        return
+    if name in _OWN_OPTION:
+        raise UsageError(f"{name} is not among the parameters: give it as {name.upper()}=… to make")
+    if secret_name(name) and not difflib.get_close_matches(name, known, cutoff=0.8):
+        raise UsageError(f"{mask_secrets(name)[:80]!r} looks like a secret: {_NO_SECRETS}")
+    hint = nearest(name, known) if known else "those notebooks have no parameters"
+    raise UsageError(f"no notebook that would run has a parameter {mask_secrets(name)[:80]!r}; {hint}")
+
+
+def _typed(name: str, text: str) -> object:
+    kind = _KINDS.get(name, "str")
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError):
+        expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
+        raise UsageError(f"{name} must be {expected}, not {text[:80]!r}") from None
