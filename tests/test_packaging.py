@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from check_environment import TORCHS_OWN, direct, locked, pip_part
+from check_environment import TORCHS_OWN, blame, direct, locked, pip_part
 from check_image import LOCKED_DOWN, TOOLS
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -116,6 +116,30 @@ def test_conda_pip_part_says_nothing_but_what_pyproject_and_makefile_say():
         assert asked.name == "torch" and asked == torch_pin(), f"{line}: the bounds in pyproject.toml suffice"
     comment = f"pip install {torch_pin()} --index-url"
     assert comment in read("environment.yml"), "the ROCm steps in the comment name another torch"
+
+
+class OnePackageBreaks:
+    """Stands for an environment in which the notebooks fail as long as ``culprit`` is not at its pin."""
+
+    def __init__(self, culprit: str) -> None:
+        self.there, self.culprit = {name: Version("999") for name in ("trl", "peft", "datasets")}, culprit
+
+    def installed(self) -> dict[str, Version]:
+        return dict(self.there)
+
+    def install(self, wish: str) -> None:
+        name, _, version = wish.partition("==")
+        self.there[name] = Version(version)
+
+    def broken(self, scratch: Path) -> dict[str, str]:
+        return {} if self.there.get(self.culprit) == locked()[self.culprit] else {"02_lora_train": "TypeError"}
+
+
+def test_the_canary_names_the_package_that_broke(tmp_path, capsys):
+    blame(OnePackageBreaks("peft"), tmp_path, ["trl", "peft", "datasets"])
+    assert capsys.readouterr().out == f"peft 999 is what broke: with {locked()['peft']} all notebooks pass\n"
+    blame(OnePackageBreaks("numpy"), tmp_path, ["trl", "peft", "datasets"])
+    assert "no single direct package" in capsys.readouterr().out
 
 
 # --- the image ----------------------------------------------------------------------------------------------------
