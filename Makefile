@@ -24,10 +24,10 @@ export TOKENIZERS_PARALLELISM := false
 
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup model run-all lab test campaign lint clean
+.PHONY: help setup model run-all lab test campaign lint checks image-check env-check canary clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo
 	@echo "  make run-all PROFILE=tiny NOTEBOOKS=\"00 01 02\" PARAMS=\"max_steps=5 seed=1\" RUNS_DIR=some/folder"
 
@@ -64,6 +64,18 @@ campaign: $(READY)  ## slow: runs killed at random moments and gone on with, and
 lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed notebooks
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
+
+checks: $(READY)  # the tools of the three targets below and of some tests; a reader of the notebooks needs none
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[test,checks]'
+
+image-check: checks  ## build the image on a stand-in for its base, run it, and check what docs/container.md promises
+	@$(PY) tests/check_image.py --torch "$(TORCH)" $(IMAGE_ARGS)
+
+env-check: $(READY)  ## install environment.yml's pip part into a fresh environment of PYTHON and run the notebooks there
+	@$(PY) tests/check_environment.py --python "$(PYTHON)" --torch "$(TORCH)"
+
+canary: $(READY)  ## the same with the newest release of every package, to learn early what breaks
+	@$(PY) tests/check_environment.py --python "$(PYTHON)" --torch "$(TORCH)" --newest
 
 clean:  ## remove results and caches; keeps the environment and the models
 	rm -rf runs .pytest_cache .ruff_cache *.egg-info

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from check_environment import TORCHS_OWN, blame, direct, locked, pip_part
+from check_image import LOCKED_DOWN, TOOLS
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -45,21 +49,6 @@ def project() -> dict:
     return tomllib.loads(read("pyproject.toml"))["project"]
 
 
-def bounds() -> dict[str, SpecifierSet]:
-    """What pyproject.toml asks for, tests included, by canonical name."""
-    lines = project()["dependencies"] + project()["optional-dependencies"]["test"]
-    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
-
-
-def pins() -> dict[str, Version]:
-    found = {}
-    for line in read("constraints.txt").splitlines():
-        name, equals, version = line.partition("==")
-        assert equals and canonicalize_name(name) not in found, f"constraints.txt: {line!r} is no pin, or a second one"
-        found[canonicalize_name(name)] = Version(version)
-    return found
-
-
 def make_variable(name: str) -> str:
     return re.search(rf"^(?:export )?{name} [?:]= (.*)$", read("Makefile"), re.MULTILINE)[1]
 
@@ -72,14 +61,21 @@ def torch_pin() -> Requirement:
 
 
 def test_every_dependency_is_pinned_within_its_bounds():
-    for name, allowed in bounds().items():
-        version = Version(next(iter(torch_pin().specifier)).version) if name == "torch" else pins().get(name)
+    for name, allowed in direct().items():
+        version = Version(next(iter(torch_pin().specifier)).version) if name == "torch" else locked().get(name)
         assert version is not None, f"{name} has no pin in constraints.txt"
         assert version in allowed, f"{name} {version} is outside {allowed}"
 
 
+def test_constraints_are_one_pin_for_each_name():
+    lines = read("constraints.txt").splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert len(locked()) == len(lines), "a package has two pins"
+    assert lines == sorted(lines, key=lambda line: line.partition("==")[0].lower())
+
+
 def test_constraints_leave_to_torch_what_is_torchs():
-    own = [name for name in pins() if TORCHS_OWN.match(name)]
+    own = [name for name in locked() if TORCHS_OWN.match(name)]
     assert not own, f"{own}: each build of torch brings its own; a pin makes all other builds impossible to install"
 
 
@@ -92,6 +88,15 @@ def test_conda_channels_are_a_list_of_names():
     assert isinstance(channels, list) and channels and all(re.fullmatch(r"[\w-]+", c) for c in channels)
 
 
+def test_conda_understands_its_lines():
+    rattler = pytest.importorskip("rattler", reason="py-rattler is not here: make checks")
+    for line in conda()["dependencies"]:
+        if isinstance(line, str):
+            rattler.MatchSpec(line)
+    with pytest.raises(Exception, match="spec"):
+        rattler.MatchSpec("python=>3.11")  # the parser does refuse what conda does not take
+
+
 def test_conda_python_is_that_of_the_package():
     wanted = [line for line in conda()["dependencies"] if isinstance(line, str) and line.startswith("python")]
     specifier = SpecifierSet(wanted[0].removeprefix("python"))
@@ -101,17 +106,40 @@ def test_conda_python_is_that_of_the_package():
 
 
 def test_conda_pip_part_says_nothing_but_what_pyproject_and_makefile_say():
-    (pip,) = [part["pip"] for part in conda()["dependencies"] if isinstance(part, dict)]
-    assert "-c constraints.txt" in pip and "-e .[test]" in pip
-    for line in pip:
+    assert "-c constraints.txt" in pip_part() and "-e .[test]" in pip_part()
+    for line in pip_part():
         if line.startswith("-"):
             assert line in ("-c constraints.txt", "-e .[test]")
             continue
         asked = Requirement(line)
-        assert canonicalize_name(asked.name) in bounds(), f"{line}: pyproject.toml does not know {asked.name}"
+        assert canonicalize_name(asked.name) in direct(), f"{line}: pyproject.toml does not know {asked.name}"
         assert asked.name == "torch" and asked == torch_pin(), f"{line}: the bounds in pyproject.toml suffice"
     comment = f"pip install {torch_pin()} --index-url"
     assert comment in read("environment.yml"), "the ROCm steps in the comment name another torch"
+
+
+class OnePackageBreaks:
+    """Stands for an environment in which the notebooks fail as long as ``culprit`` is not at its pin."""
+
+    def __init__(self, culprit: str) -> None:
+        self.there, self.culprit = {name: Version("999") for name in ("trl", "peft", "datasets")}, culprit
+
+    def installed(self) -> dict[str, Version]:
+        return dict(self.there)
+
+    def install(self, wish: str) -> None:
+        name, _, version = wish.partition("==")
+        self.there[name] = Version(version)
+
+    def broken(self, scratch: Path) -> dict[str, str]:
+        return {} if self.there.get(self.culprit) == locked()[self.culprit] else {"02_lora_train": "TypeError"}
+
+
+def test_the_canary_names_the_package_that_broke(tmp_path, capsys):
+    blame(OnePackageBreaks("peft"), tmp_path, ["trl", "peft", "datasets"])
+    assert capsys.readouterr().out == f"peft 999 is what broke: with {locked()['peft']} all notebooks pass\n"
+    blame(OnePackageBreaks("numpy"), tmp_path, ["trl", "peft", "datasets"])
+    assert "no single direct package" in capsys.readouterr().out
 
 
 # --- the image ----------------------------------------------------------------------------------------------------
@@ -136,12 +164,32 @@ def test_image_base_is_an_argument_pinned_by_tag():
 
 
 def test_image_keeps_the_torch_of_its_base():
-    kept = "pip list --format=freeze | grep -E '^(torch|triton|pytorch)'"
     (step,) = [run for run in instructions("RUN") if "pip install" in run]
     before, _, after = step.partition("pip install")
-    assert f"{kept} > .venv/torch.txt" in before
+    assert "torchs_own > .venv/torch.txt" in before
     assert "-c constraints.txt -c .venv/torch.txt -e '.[test]'" in after
-    assert f"{kept} | cmp - .venv/torch.txt" in after
+    assert "torchs_own | cmp - .venv/torch.txt" in after
+    (pattern,) = re.findall(r"grep -E '(.*?)'", before)
+    kept = (
+        "torch==1 torchvision==1 triton==3 pytorch-triton-rocm==3 amd-torch-device-gfx942==2 rocm==10 rocm-sdk-core==10"
+    )
+    assert all(re.match(pattern, line) for line in kept.split())
+    assert not re.match(pattern, f"{project()['name']}==0.1.0")
+
+
+def test_image_file_has_no_lint():
+    hadolint = Path(sys.executable).parent / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint is not here: make checks")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile.rocm"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_image_check_says_what_to_install(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "check_image.py"], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "apt-get install" in done.stderr and all(tool in done.stderr for tool in TOOLS)
 
 
 def test_image_has_health_check_volume_and_labels():
@@ -159,6 +207,44 @@ def test_image_gets_every_file_it_needs():
     let_in = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
     assert not [name for name in let_in if not (ROOT / name).exists()]
     assert {"helpers", "notebooks", "tests", "Makefile", "pyproject.toml", "constraints.txt"} <= set(let_in)
+
+
+# --- the page on containers ---------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", read("docs/container.md"), re.DOTALL | re.MULTILINE)
+
+
+def test_container_commands_give_only_what_is_needed():
+    runs = [block.replace("\\\n", " ") for block in blocks("bash") if block.startswith("docker run")]
+    assert len(runs) == 2 and runs[0].partition("\n")[0] in read("README.md").replace("\\\n", " ")
+    for command in runs:
+        assert " ".join(LOCKED_DOWN) in " ".join(command.split()), "not as locked down as `make image-check` runs it"
+        assert re.findall(r"--device (\S+)", command) == ["/dev/kfd", "/dev/dri/renderD128"]
+        assert all(port.startswith("127.0.0.1:") for port in re.findall(r"-p (\S+)", command))
+        assert not re.search(r"privileged|--network|--ipc|--cap-add|seccomp|--user", command)
+
+
+def test_container_seats_share_no_card_no_port_and_no_results():
+    (block,) = blocks("yaml")
+    compose = yaml.safe_load(block)
+    seats = list(compose["services"].values())
+    assert len(seats) > 1
+    for part in ("ports", "devices", "volumes"):
+        own = [set(seat[part]) - {"/dev/kfd", "models:/models"} for seat in seats]
+        assert all(own) and not set.intersection(*own), f"two seats share {part}"
+    for seat in seats:
+        assert seat["cap_drop"] == ["ALL"] and seat["security_opt"] == ["no-new-privileges:true"]
+        assert all(port.startswith("127.0.0.1:") for port in seat["ports"])
+        assert not {"privileged", "network_mode", "ipc", "cap_add", "pid", "user"} & set(seat)
+        assert {volume.partition(":")[0] for volume in seat["volumes"]} <= set(compose["volumes"])
+
+
+def test_container_page_names_the_base_of_the_image():
+    (base,) = [rest.partition("=")[2] for rest in instructions("ARG") if rest.startswith("BASE_IMAGE=")]
+    assert f"`{base}`, the default" in read("docs/container.md")
+    assert base.endswith(f"pytorch_release_{next(iter(torch_pin().specifier)).version}"), "not the torch that is pinned"
 
 
 # --- the README ---------------------------------------------------------------------------------------------------
@@ -187,18 +273,20 @@ def test_the_tree_in_the_readme_is_the_tree():
             assert set(children) == held, f"{folder} in README.md and in git differ"
 
 
-def test_links_in_the_readme_lead_somewhere():
-    text = read("README.md")
-    headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    targets = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert targets
-    for target in targets:
-        if target.startswith("#"):
-            assert target[1:] in headings, f"no heading {target}"
-        elif not re.match(r"https?://", target):
-            assert target.partition("#")[0] in tracked(), f"{target} is not a file that git holds"
+def anchors(text: str) -> set[str]:
+    return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+def test_links_in_pages_lead_somewhere():
+    there = set(tracked())
+    links = [(page, t) for page in there if page.endswith(".md") for t in re.findall(r"\]\(([^)\s]+)\)", read(page))]
+    assert links
+    for page, target in links:
+        if not re.match(r"https?://", target):
+            name, _, anchor = target.partition("#")
+            file = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name else page
+            assert file in there, f"{page}: {target} is not a file that git holds"
+            assert not anchor or anchor in anchors(read(file)), f"{page}: no heading {target}"
 
 
 def test_the_readme_names_what_the_code_has():
