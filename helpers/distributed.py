@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 
 from helpers.data import IGNORED, Example
 from helpers.settings import Settings, SettingsError
@@ -159,6 +160,17 @@ def shards(precision: str):
     from transformers.distributed import DistributedConfig
 
     return DistributedConfig(fsdp_size=processes(), fsdp_mixed_precision=precision == "bf16")
+
+
+def run(model: torch.nn.Module, function, *inputs, **named):
+    """``function(model, ...)``, as the model's own forward where it is sharded: only there are weights gathered."""
+    if not isinstance(model, FSDPModule):
+        return function(model, *inputs, **named)
+    model.forward = partial(function, model)
+    try:
+        return model(*inputs, **named)
+    finally:
+        del model.forward
 
 
 def reshard(model: torch.nn.Module) -> None:
