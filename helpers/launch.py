@@ -17,6 +17,7 @@ import sys
 import traceback
 
 from helpers import records
+from helpers.device import free_memory
 from helpers.distributed import DistributedError, end_with_parent, is_main, share, start, too_many, wait
 from helpers.settings import ROOT, Settings, settings_for
 
@@ -69,7 +70,9 @@ def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) ->
     """
     share(settings, count)
     if count == 1 and (kind == "GPU") == torch.cuda.is_available():
-        return train_and_save(settings, evaluate)  # this process will do
+        record = train_and_save(settings, evaluate)  # this process will do
+        free_memory()
+        return record
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
     if kind == "CPU":
         environment |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}

@@ -117,7 +117,7 @@ def main() -> None:
         again = [sys.executable, "-m", "tests.benchmarks.two_devices", "--out", str(out), "--model", str(given.model)]
         subprocess.run([*again, "--make-model"], cwd=ROOT, check=True)
     rows = out / "rows.jsonl"
-    make_rows(rows, 5 * AT_A_TIME * given.devices * given.steps // 3)  # a fifth each is kept for test and validation
+    make_rows(rows, AT_A_TIME * given.devices * given.steps + 5)  # one row is kept for the test split
     for method in given.methods.split():
         for count in [int(n) for n in given.counts.split()] or [1, given.devices]:
             settings = settings_for(
