@@ -63,6 +63,8 @@ class Trainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.monitor:
             self.monitor.mark("forward")
+        if torch.is_tensor(num_items_in_batch):  # a sharded model casts floats that it is given to bf16: 299 to 300
+            num_items_in_batch = num_items_in_batch.long()
         loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
         loss = loss * distributed.processes()  # whose gradients are averaged, though the tokens are counted over all
         if self.monitor:
