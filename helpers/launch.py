@@ -122,7 +122,6 @@ def train_and_save(settings: Settings, evaluate: bool = False) -> records.RunRec
     from helpers.data import prepare
     from helpers.evaluation import evaluate as measure
     from helpers.models import load_tokenizer
-    from helpers.training import train
 
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # on each machine: fetches the model where it is not there yet
     if not first:
@@ -130,6 +129,8 @@ def train_and_save(settings: Settings, evaluate: bool = False) -> records.RunRec
     data = prepare(settings, load_tokenizer(settings))
     if first:
         wait()
+    from helpers.training import train  # slow to import, so only after data and model were found good
+
     trained = train(settings, data)
     if is_main():
         if evaluate:

@@ -9,7 +9,7 @@ from helpers.inference import load_saved
 from helpers.launch import devices
 from helpers.memory import SHAPES, predict
 from helpers.settings import ROOT, SettingsError, settings_for
-from helpers.training import train
+from helpers.sources import base_folder
 
 import pytest
 import torch
@@ -17,67 +17,49 @@ import torch
 CLUSTER = ROOT / "notebooks" / "cluster"
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory, data):
-    """The same full fine-tuning in fp32, in this process and sharded over two."""
-    made = []
-    for count in (1, 2):
-        settings = settings_for(
-            "tiny", "full", precision="fp32", max_steps=4, runs_dir=str(tmp_path_factory.mktemp(f"on-{count}"))
-        )
-        if count == 1:
-            trained = train(settings, data)
-            trained.record.save(trained.folder)
-        else:
-            launch.launch(settings, "CPU", count)
-        made.append((settings, records.load(settings.folder)))
-    return made
+def made(series, method: str) -> list[records.RunRecord]:
+    """What the notebook 07 left: the same training on one device and on two."""
+    folder = series.folder / "07_multi_gpu"
+    return [records.load(folder / str(count) / "tiny" / f"{method}-s0") for count in (1, 2)]
 
 
-def test_two_processes_make_the_steps_of_one(pair):
-    (_, one), (_, two) = pair
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_make_the_steps_of_one(series, method):
+    """To rounding. A sharded model casts what it is given to bf16: 299 tokens were 300 once, and the loss 0.3 % off."""
+    one, two = made(series, method)
     assert two.training["processes"] == 2 and two.data["order"] == one.data["order"]
-    for name in ("loss", "grad_norm"):
-        assert [s[name] for s in two.steps] == pytest.approx([s[name] for s in one.steps], rel=1e-4), name
-    assert two.training["validation_loss"] == pytest.approx(one.training["validation_loss"], rel=1e-4)
+    assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], rel=1e-3)
+    assert [s["grad_norm"] for s in two.steps] == pytest.approx([s["grad_norm"] for s in one.steps], rel=0.02)
 
 
-def test_each_process_holds_half_of_everything(pair):
-    (_, one), (_, two) = pair
-    whole = one.memory["ranks"][0]
+def test_each_process_of_a_sharded_run_holds_half_of_everything(series):
+    one, two = made(series, "full")
+    (whole,) = one.memory["ranks"]
     for report in two.memory["ranks"]:
         for part in ("parameters", "gradients", "optimizer"):
             assert report[part] == pytest.approx(whole[part] / 2, rel=0.01), part
         for shape in report["shapes"]:
-            assert shape["local"] == [shape["whole"][0] // 2, *shape["whole"][1:]] and shape["dtype"] == "float32"
+            assert shape["local"] == [shape["whole"][0] // 2, *shape["whole"][1:]]
     assert {"each process holds its part", "full trains everything"} <= {g["name"] for g in two.guards}
 
 
-def test_a_sharded_run_leaves_a_model_that_one_process_loads(pair, data):
-    ids = torch.tensor([data.test[0].input_ids])
-    one, two = (load_saved(settings.folder / "model")[0].eval()(ids).logits for settings, _ in pair)
-    assert torch.allclose(one, two, atol=1e-3) and one.abs().max() > 0.1
-
-
-def test_in_bf16_the_losses_agree_too(series):
-    """A sharded model casts what it is given to bf16; the number of tokens must not be: 299 would become 300."""
-    one, two = (
-        records.load(series.folder / "07_multi_gpu" / str(n) / "tiny" / "full-s0" / "record.json") for n in (1, 2)
-    )
-    assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], rel=1e-3)
-
-
-def test_an_adapter_is_replicated_and_equal_in_all_processes(series):
-    alone, record = (
-        records.load(series.folder / "07_multi_gpu" / str(n) / "tiny" / "lora-s0" / "record.json") for n in (1, 2)
-    )
-    one, two = record.memory["ranks"]
-    assert [one[k] for k in ("parameters", "gradients", "optimizer")] == [
-        two[k] for k in ("parameters", "gradients", "optimizer")
-    ]
-    details = {g["name"]: g["detail"] for g in record.guards}
+def test_an_adapter_is_whole_and_equal_in_all_processes(series):
+    one, two = made(series, "lora")
+    for report in two.memory["ranks"]:
+        assert {k: report[k] for k in ("parameters", "gradients", "optimizer")} == {
+            k: one.memory["ranks"][0][k] for k in ("parameters", "gradients", "optimizer")
+        }
+    details = {g["name"]: g["detail"] for g in two.guards}
     assert "2 processes, one device each" in details["one device"] and "all processes agree" in details
-    assert [s["loss"] for s in record.steps] == pytest.approx([s["loss"] for s in alone.steps], rel=1e-3)
+
+
+def test_a_sharded_run_leaves_a_model_that_one_process_loads(series, data):
+    ids, folder = torch.tensor([data.test[0].input_ids]), series.folder / "07_multi_gpu"
+    one, two, base = (
+        load_saved(f)[0].float().eval()(ids).logits
+        for f in (folder / "1/tiny/full-s0/model", folder / "2/tiny/full-s0/model", base_folder(settings_for("tiny")))
+    )
+    assert (two - one).abs().max() < 0.05 * (one - base).abs().max()
 
 
 def test_a_process_that_fails_says_why(tmp_path):
@@ -134,7 +116,7 @@ def test_a_shard_is_predicted_as_its_part():
     one, four = (predict(shape, "full", batch=1, length=512, shards=n) for n in (1, 4))
     for part in ("weights", "gradients", "optimizer"):
         assert getattr(four, part) == getattr(one, part) / 4, part
-    assert four.activations == one.activations and four.cast_weights < one.cast_weights / 4
+    assert four.activations == one.activations and 0 == one.gathered < four.gathered < one.weights / 4
 
 
 def test_cluster_files_are_shell_and_torchrun_knows_their_arguments(tmp_path):
