@@ -73,6 +73,8 @@ def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) ->
         record = train_and_save(settings, evaluate)  # this process will do
         free_memory()
         return record
+    if settings.save_steps:
+        print("no checkpoints are kept inside a training on several devices: if it is interrupted, it starts anew")
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
     if kind == "CPU":
         environment |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
