@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from helpers import launch, records
+from helpers.memory import SHAPES
 from helpers.settings import ROOT, Settings, settings_for
 
 import torch
@@ -30,10 +31,10 @@ LENGTH, AT_A_TIME, WARM_UP = 2048, 4, 3
 def make_model(folder: Path) -> None:
     """A random Llama-2-7B in bf16 with the tokenizer of `tiny`; run in a process of its own, so that it leaves no memory."""
     from helpers.sources import base_folder
-    from tests.benchmarks.reference_runs import random_7b
+    from tests.benchmarks.speed import random_model
 
     tiny = base_folder(settings_for("tiny"))
-    random_7b(torch.bfloat16, "sdpa", False).save_pretrained(folder)
+    random_model(SHAPES["Llama-2-7B"], torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tiny / name, folder / name)
 
@@ -64,7 +65,7 @@ def measure(settings: Settings, count: int) -> dict:
         subprocess.run([sys.executable, *launch.command(settings, 1)[1:]], cwd=ROOT, check=True)
         record = records.load(settings.folder)
     else:
-        record = launch.launch(settings, "GPU", count)
+        record = launch.launch(settings, *launch.devices(settings))
     ends = [step["seconds"] for step in record.steps]
     step = statistics.median(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False))
     return {
@@ -122,7 +123,7 @@ def main() -> None:
         for count in [int(n) for n in given.counts.split()] or [1, given.devices]:
             settings = settings_for(
                 "llama2-7b", method, model=str(given.model), data=str(rows), max_length=LENGTH, train_rows=10**6,
-                validation_rows=0, test_rows=1, batch_size=AT_A_TIME, accumulation=given.devices, max_steps=given.steps,
+                validation_rows=0, test_rows=1, batch_size=AT_A_TIME, accumulation=given.devices, max_steps=given.steps, save_steps=0,
                 checkpointing=method == "full", runs_dir=str(out / "runs" / str(count)), devices=count,
             )  # fmt: skip
             run = measure(settings, count)
