@@ -29,7 +29,7 @@ def test_two_processes_make_the_steps_of_one(series, method):
     one, two = made(series, method)
     assert two.training["processes"] == 2 and two.data["order"] == one.data["order"]
     assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], rel=1e-3)
-    assert [s["grad_norm"] for s in two.steps] == pytest.approx([s["grad_norm"] for s in one.steps], rel=0.02)
+    assert [s["grad_norm"] for s in two.steps] == pytest.approx([s["grad_norm"] for s in one.steps], rel=0.05)
 
 
 def test_each_process_of_a_sharded_run_holds_half_of_everything(series):
