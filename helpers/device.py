@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import platform
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ class Device:
     kind: str  # "rocm", "cuda" or "cpu"
     name: str
     architecture: str | None  # gfx942, sm_90, x86_64
-    count: int  # visible devices of this kind; a run uses the first
+    count: int  # visible devices of this kind; a process uses one of them
     total_memory: int
     free_memory: int
     runtime: str | None  # "ROCm 7.1", "CUDA 13.0"
@@ -43,17 +44,22 @@ class Device:
     @property
     def torch_name(self) -> str:
         """The device string that torch understands."""
-        return "cpu" if self.kind == "cpu" else "cuda:0"
+        return "cpu" if self.kind == "cpu" else f"cuda:{own_gpu()}"
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
+def own_gpu() -> int:
+    """The number of this process's GPU: the one a launcher gave it (helpers.distributed), otherwise the first."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def describe() -> Device:
-    """The present machine as torch sees it. With several GPUs visible, the first one, and the count says so."""
+    """The present machine as torch sees it, with this process's GPU; the count says if more are visible."""
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        free, total = torch.cuda.mem_get_info(0)
+        properties = torch.cuda.get_device_properties(own_gpu())
+        free, total = torch.cuda.mem_get_info(own_gpu())
         hip = torch.version.hip
         return Device(
             kind="rocm" if hip else "cuda",
@@ -167,7 +173,7 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
 
 def used_memory(kind: str) -> int:
     """Bytes in use now: allocated by torch on a GPU, resident in this process on a CPU."""
-    return psutil.Process().memory_info().rss if kind == "cpu" else torch.cuda.memory_allocated(0)
+    return psutil.Process().memory_info().rss if kind == "cpu" else torch.cuda.memory_allocated(own_gpu())
 
 
 class MemoryMonitor:
@@ -187,7 +193,7 @@ class MemoryMonitor:
         free_memory()
         self.start = time.perf_counter()
         if self.kind != "cpu":
-            torch.cuda.reset_peak_memory_stats(0)
+            torch.cuda.reset_peak_memory_stats(own_gpu())
         self.before = used_memory(self.kind)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -214,7 +220,9 @@ class MemoryMonitor:
         """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
         on_gpu = self.kind != "cpu"
         peak = (
-            torch.cuda.max_memory_allocated(0) - self.before if on_gpu else max((s[1] for s in self.samples), default=0)
+            torch.cuda.max_memory_allocated(own_gpu()) - self.before
+            if on_gpu
+            else max((s[1] for s in self.samples), default=0)
         )
         early = [s for s in self.samples if s[0] <= self.samples[0][0] + 15][
             : points // 2
@@ -223,7 +231,7 @@ class MemoryMonitor:
         thinned = early + late[:: max(1, len(late) // (points // 2))]
         return {
             "peak": peak,
-            "reserved": torch.cuda.max_memory_reserved(0) if on_gpu else None,
+            "reserved": torch.cuda.max_memory_reserved(own_gpu()) if on_gpu else None,
             "timeline": [[round(t, 3), b, phase] for t, b, phase in thinned],
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from helpers import distributed
 from helpers.data import IGNORED, Data, Example, fingerprint
 from helpers.inference import generate
 from helpers.loss import supervised_nll
@@ -29,7 +30,7 @@ def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
         labels = torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, short, strict=True)], device=model.device)
         mask = torch.tensor([[1] * (longest - n) + [0] * n for n in short], device=model.device)
         with torch.no_grad():  # not inference_mode: what autograd functions save there cannot be trained on later
-            nll, number = supervised_nll(model, ids, labels, attention_mask=mask)
+            nll, number = distributed.run(model, supervised_nll, ids, labels, attention_mask=mask)
         total, tokens = total + nll.item(), tokens + number
     model.train(was_training)
     return {"loss": total / max(tokens, 1), "tokens": tokens}

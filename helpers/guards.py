@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from helpers import distributed
 from helpers.data import IGNORED, Data, Example
 from helpers.memory import Shape, lora_parameters
 from helpers.settings import Settings
@@ -94,21 +95,51 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
     return guards
 
 
-def one_device(used: int, device) -> Guard:
+def one_device(used: int, device, processes: int = 1) -> Guard:
     """One process trains on one device; several visible ones are said, not used behind the reader's back.
 
     Args:
-        used: how many devices the trainer would spread a batch over (0 on a CPU).
+        used: how many devices the trainer would spread a batch over in this process (0 on a CPU).
         device: from helpers.device.describe.
+        processes: how many train together, each on a device of its own.
 
     Raises:
         GuardError: if the trainer would split batches over several devices (a hidden DataParallel).
     """
-    seen = f"{device.torch_name} ({device.name})" + (
-        f", the first of {device.count} visible" if device.count > 1 else ""
-    )
+    seen = f"{device.torch_name} ({device.name})"
+    if processes > 1:
+        seen += f"; {processes} processes, one device each"
+    elif device.count > 1:
+        seen += f", the first of {device.count} visible"
     return _require(
         used <= 1, "one device", seen, f"the trainer would split each batch over {used} devices: make one visible"
+    )
+
+
+def spread(model: nn.Module, settings: Settings, held: dict) -> Guard:
+    """Several processes hold what they say: each its part of a sharded model, or all of them equal weights.
+
+    Args:
+        held: this process's bytes, from helpers.distributed.held.
+
+    Raises:
+        GuardError: if a process holds more than its part, or another model than the main process.
+    """
+    processes, mine = distributed.processes(), held["parameters"]
+    if distributed.sharded(settings):
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        return _require(
+            mine < 1.05 * whole / processes,
+            "each process holds its part",
+            f"{mine:,} bytes of weights here, 1/{processes} of {whole:,}",
+            f"{mine:,} of {whole:,} bytes of weights lie in each of {processes} processes: they were not sharded",
+        )
+    digests = distributed.gather(digest(model, trainable=True)[0])
+    return _require(
+        len(set(digests)) == 1,
+        "all processes agree",
+        f"sha256 {digests[0]} of the trained weights in each of {processes} processes",
+        f"the trained weights differ between processes ({', '.join(digests)}): gradients were not averaged",
     )
 
 
@@ -160,7 +191,7 @@ class WeightWatch:
 
     @staticmethod
     def _sample(value: torch.Tensor) -> torch.Tensor:
-        flat = value.detach().flatten()
+        flat = distributed.local(value.detach()).flatten()
         return flat[:: max(1, flat.numel() // SAMPLE)].clone().cpu()
 
     def changed_share(self, weights: dict[str, torch.Tensor]) -> tuple[float, list[str]]:
@@ -170,7 +201,8 @@ class WeightWatch:
             if name in self.before:
                 moved = int((self._sample(value) != self.before[name]).sum())
                 changed, seen = changed + moved, seen + len(self.before[name])
-                if not moved and "lora_E" not in name:  # AdaLoRA sets the ranks it gives up back to zero
+                # AdaLoRA sets the ranks it gives up back to zero; a shard of a small tensor may be empty
+                if not moved and "lora_E" not in name and len(self.before[name]):
                     still.append(name)
         return changed / max(seen, 1), still
 

@@ -106,6 +106,7 @@ class Prediction:
     masters: float  # the fp32 copies of what is trained in bf16
     optimizer: float  # AdamW's two moments, fp32
     gradients: float
+    gathered: float  # the whole weights that a sharded model puts together at a time
     activations: float
     logits: float  # of one chunk of rows, and what the output head's gradient needs
     update: float  # gradients that the optimizer holds in fp32 at a time
@@ -114,7 +115,7 @@ class Prediction:
     def total(self) -> int:
         """The peak: what stays, and the largest of the start and the end of the backward pass and the update."""
         stays = self.weights + self.adapter + self.masters + self.optimizer
-        return int(stays + max(self.activations + self.logits, self.gradients + self.update))
+        return int(stays + max(self.gathered + self.activations + self.logits, self.gradients + self.update))
 
     def to_dict(self) -> dict[str, int]:
         return {f.name: int(getattr(self, f.name)) for f in fields(self)} | {"total": self.total}
@@ -133,10 +134,12 @@ def predict(
     checkpointing: bool = False,
     dropout: float = 0.0,
     fused: bool = False,
+    shards: int = 1,
 ) -> Prediction:
     """Predict the peak of one training step as this project trains: AdamW with fp32 masters and moments.
 
     Weights are kept in the precision of the arithmetic, or in NF4 for qlora; what is trained in bf16 has a master.
+    All bytes are those of one device.
 
     Args:
         shape: the model's sizes.
@@ -147,6 +150,7 @@ def predict(
         attention: "eager" keeps the attention matrix, "sdpa" and "varlen" do not.
         checkpointing: whether each block is run again in the backward pass instead of kept.
         fused: whether norms and gates come from fused kernels, which keep their inputs only.
+        shards: devices that weights, gradients and optimizer states are spread over; ``full`` only.
     """
     size = 2 if precision == "bf16" else 4
     full = method == "full"
@@ -160,15 +164,18 @@ def predict(
     boundary = tokens * shape.hidden * size
     chunk = min(LOGITS_CHUNK, 4 * tokens * shape.vocabulary)
     head_gradient = (4 + size) * shape.vocabulary * shape.hidden if full else 0
+    # what is whole at a time: the block at work and the next one, the embedding and the head
+    gathered = 2 * shape.block_weights / shape.layers + shape.parameters - shape.block_weights if shards > 1 else 0
     return Prediction(
-        weights=weights,
+        weights=weights / shards,
         adapter=0 if full else size * trained,
-        masters=4 * trained if size == 2 else 0,
-        optimizer=8 * trained,
-        gradients=size * trained,
+        masters=4 * trained / shards if size == 2 else 0,
+        optimizer=8 * trained / shards,
+        gradients=size * trained / shards,
+        gathered=size * gathered,
         activations=shape.layers * boundary + block if checkpointing else shape.layers * block + boundary,
         logits=2.5 * chunk + 3 * boundary + head_gradient,
-        update=4 * min(trained, UPDATED_AT_A_TIME) if size == 2 else 0,
+        update=4 * min(trained / shards, UPDATED_AT_A_TIME) if size == 2 else 0,
     )
 
 

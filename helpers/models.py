@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers import distributed
 from helpers.device import Device, decide, describe, quiet
 from helpers.memory import Prediction, Shape, predict
 from helpers.settings import Settings, shown
@@ -60,21 +61,23 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
 
     Args:
         precision: of the arithmetic and of the weights; ``qlora`` quantises the linear layers to NF4 while loading.
-        device: "cpu" or "cuda:0".
+        device: "cpu" or "cuda:0"; where helpers.distributed shards the model, each process reads its own part.
 
     Raises:
         ModelError: for a damaged folder, or a tokenizer that knows more tokens than the model.
     """
     folder = base_folder(settings)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    extra = {}
+    extra = {"device_map": device}
+    if distributed.sharded(settings):
+        extra = {"distributed_config": distributed.shards(precision)}
     if settings.method == "qlora":
         from transformers import BitsAndBytesConfig
 
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = read_model(folder, dtype=dtype, attn_implementation=attention, device_map=device, **extra)
+    model = read_model(folder, dtype=dtype, attn_implementation=attention, **extra)
     known, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().num_embeddings
     if known > rows:
         raise ModelError(f"the tokenizer of {settings.model} knows {known} tokens, the model only {rows}")
@@ -110,14 +113,15 @@ def plan(settings: Settings, longest: int | None = None) -> Plan:
     with reading(folder := base_folder(settings)):
         device, shape = describe(), Shape.of(AutoConfig.from_pretrained(folder))
     rows = {"batch": 1, "length": settings.batch_tokens} if settings.batch_tokens else {
-        "batch": settings.batch_size, "length": longest or settings.max_length}  # fmt: skip
+        "batch": distributed.share(settings)[0], "length": longest or settings.max_length}  # fmt: skip
     usual = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
     sizes = rows | {"rank": settings.rank, "targets": settings.targets, "dropout": settings.dropout} | {
         name: usual[name] for name in ("precision", "attention")}  # fmt: skip
-    fused = usual["kernels"] == "liger" or usual["compile"]
-    kept = predict(shape, settings.method, **sizes, fused=fused)
+    sizes |= {"fused": usual["kernels"] == "liger" or usual["compile"],
+              "shards": distributed.processes() if distributed.sharded(settings) else 1}  # fmt: skip
+    kept = predict(shape, settings.method, **sizes)
     decisions = decide(settings, device, kept.total)
-    predicted = predict(shape, settings.method, **sizes, fused=fused, checkpointing=decisions["checkpointing"]["value"])
+    predicted = predict(shape, settings.method, **sizes, checkpointing=decisions["checkpointing"]["value"])
     return Plan(device, shape, decisions, predicted)
 
 

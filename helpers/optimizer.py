@@ -7,6 +7,7 @@ weight in every forward pass.
 
 from __future__ import annotations
 
+from helpers.distributed import local
 from helpers.memory import UPDATED_AT_A_TIME
 
 import torch
@@ -14,7 +15,10 @@ from torch.optim.adamw import adamw
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW; a 16-bit parameter gets an fp32 ``master`` among its state, and fp32 moments."""
+    """torch's AdamW; a 16-bit parameter gets an fp32 ``master`` among its state, and fp32 moments.
+
+    Of a sharded parameter, state and update are those of the part in this process.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -25,25 +29,26 @@ class AdamW(torch.optim.AdamW):
                 self._update(part, group)
 
     def _update(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
-        states = [self._state(p) for p in parameters]
-        masters = [s.get("master", p) for p, s in zip(parameters, states, strict=True)]
+        states, weights = [self._state(p) for p in parameters], [local(p) for p in parameters]
+        masters = [s.get("master", w) for w, s in zip(weights, states, strict=True)]
         adamw(
-            masters, [p.grad.to(m.dtype) for p, m in zip(parameters, masters, strict=True)],
+            masters, [local(p.grad).to(m.dtype) for p, m in zip(parameters, masters, strict=True)],
             [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
             fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
             weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
         )  # fmt: skip
-        kept = [(p, m) for p, m in zip(parameters, masters, strict=True) if p is not m]
+        kept = [(w, m) for w, m in zip(weights, masters, strict=True) if w is not m]
         if kept:
             torch._foreach_copy_(*map(list, zip(*kept, strict=True)))
 
     def _state(self, parameter: torch.nn.Parameter) -> dict:
         state = self.state[parameter]
         if not state:
-            wide = parameter.detach().float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter
+            weight = local(parameter.detach())
+            wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(wide), torch.zeros_like(wide)
-            if wide is not parameter:
+            if wide is not weight:
                 state["master"] = wide
         return state
 

@@ -17,7 +17,7 @@ DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1,
           "adalora": (0, (3, 3))}  # fmt: skip
 HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "adalora": "++"}
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "gradients": "#E69F00", "optimizer": "#D55E00",
-         "masters": "#F0E442", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
+         "masters": "#F0E442", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
 
 

@@ -60,6 +60,7 @@ class Settings:
     kernels: str | None = None  # "liger" or "torch": who computes norms, rotations and gates on a GPU
     compile: bool | None = None  # each decoder layer by torch.compile: pays in long runs of one shape
     batch_tokens: int | None = None  # pack whole rows into micro-batches of this many tokens
+    devices: int | None = None  # that helpers.launch starts a process for; nothing else looks at it
     # the evaluation
     max_new_tokens: int = 64
     eval_batch_size: int = 40
@@ -114,6 +115,7 @@ _TYPES = {f.name: f.type for f in fields(Settings)}
 _AT_LEAST_ONE = {
     "train_rows", "test_rows", "max_length", "rank", "alpha", "max_steps",
     "batch_size", "batch_tokens", "accumulation", "max_new_tokens", "eval_batch_size",
+    "devices",
 }  # fmt: skip
 _CHOICES = {
     "method": METHODS,

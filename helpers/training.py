@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import attention, guards, preflight, records
+from helpers import attention, distributed, guards, preflight, records
 from helpers.batches import Collator, padded_tokens, training_order
 from helpers.checkpoints import Checkpoint, Checkpoints, conditions, load_trained, save_trained, size
 from helpers.data import IGNORED, Data, fingerprint
@@ -63,7 +63,10 @@ class Trainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.monitor:
             self.monitor.mark("forward")
+        if torch.is_tensor(num_items_in_batch):  # a sharded model casts floats that it is given to bf16: 299 to 300
+            num_items_in_batch = num_items_in_batch.long()
         loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+        loss = loss * distributed.processes()  # whose gradients are averaged, though the tokens are counted over all
         if self.monitor:
             self.monitor.mark("backward")
         return loss
@@ -98,6 +101,7 @@ class Steps(TrainerCallback):
         self.monitor, self.progress = monitor, progress
         self.steps: list[dict] = since.steps if since else []
         self.before = since.seconds if since else 0.0
+        self.held: dict = {}
 
     def on_train_begin(self, args, state, control, **_):
         self.start = time.perf_counter() - self.before
@@ -110,6 +114,7 @@ class Steps(TrainerCallback):
         self.monitor.mark("step")
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
+        self.held = self.held or distributed.held(model, optimizer)
         if isinstance(getattr(model, "base_model", None), AdaLoraModel):  # it moves ranks to where they help most
             model.base_model.update_and_allocate(state.global_step + 1)
             for name, weight in model.named_parameters():
@@ -133,9 +138,12 @@ class Steps(TrainerCallback):
 
 
 def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
+    _, accumulation = distributed.share(settings)
+    keeps = settings.save_steps > 0 and distributed.processes() == 1
     arguments = SFTConfig(
         output_dir=str(folder / records.CHECKPOINTS), max_steps=settings.max_steps, seed=settings.seed,
-        per_device_train_batch_size=1, gradient_accumulation_steps=settings.accumulation,  # one micro-batch of rows
+        per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,  # one micro-batch of rows
+        ddp_find_unused_parameters=False,  # every adapter weight is used in every step
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
         warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
@@ -143,10 +151,10 @@ def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
         use_cpu=ours.device.kind == "cpu", gradient_checkpointing=ours.value("checkpointing"),
         max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential", remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        save_strategy="steps" if settings.save_steps else "no", save_steps=settings.save_steps or 1, save_total_limit=2,
+        save_strategy="steps" if keeps else "no", save_steps=settings.save_steps or 1, save_total_limit=2,
         report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
     )  # fmt: skip
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device, said in the record; never a hidden DataParallel
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process, never a hidden DataParallel
     return arguments
 
 
@@ -202,17 +210,20 @@ def train(
 ) -> Trained:
     """Fine-tune the base model of the settings, prove what was trained, and save the result.
 
+    Where helpers.launch started several processes, each of them calls this with the same settings. The rows of each
+    step are those of one device, dealt out; the main process saves.
+
     Args:
         settings: method, data order, optimisation.
         data: the encoded splits.
         adapter: the PEFT configuration; by default that of the method.
         model: a model to start from instead of a fresh load. It must equal the base in its files.
         resume: whether to go on from the newest whole checkpoint of an unfinished run with the same settings. There
-            are checkpoints where ``save_steps`` is not 0.
+            are checkpoints where ``save_steps`` is not 0 and one process trains.
 
     Returns:
         The model as saved (a full model in the precision of the arithmetic, an adapter on its base), and a record
-        that lacks only the evaluation.
+        that lacks only the evaluation. In other processes than the main one: no model, and a record without results.
 
     Raises:
         GuardError: if the run is not what its name says.
@@ -234,8 +245,10 @@ def train(
     ours = plan(settings, longest)
     preflight.device_memory(ours)
     batches = collator(settings, ours, tokenizer, longest)
+    dealt, processes = distributed.deal(order, settings), distributed.processes()
     checkpoints = Checkpoints(folder, conditions(settings, rows, ours, adapter))
-    start = checkpoints.begin(resume)
+    start = checkpoints.begin(resume and processes == 1) if distributed.is_main() else None
+    distributed.wait()
 
     with MemoryMonitor(ours.device) as monitor, preflight.explaining_memory(ours):
         load = time.perf_counter()
@@ -251,21 +264,23 @@ def train(
                 weight.data = weight.data.to(torch.bfloat16)
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
-        if settings.save_steps:  # the newest is written before the one before it is removed
+        if settings.save_steps and processes == 1:  # the newest is written before the one before it is removed
             preflight.disk_space(folder, 2 * size(model), "two checkpoints")
         watch = guards.WeightWatch(model)
         load = time.perf_counter() - load
         validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
+        distributed.reshard(model)
         free_memory()
 
         progress = tqdm(total=settings.max_steps, initial=start.step if start else 0, desc=settings.method, unit="step",
-                        mininterval=2, ncols=88, file=sys.stdout)  # fmt: skip
+                        mininterval=2, ncols=88, file=sys.stdout, disable=not distributed.is_main())  # fmt: skip
         steps = Steps(monitor, progress, start)
         with quiet(), fast(model, ours):
-            trainer = make_trainer(model, settings, ours, order, tokenizer, batches, folder, [steps])
+            trainer = make_trainer(model, settings, ours, dealt, tokenizer, batches, folder, [steps])
             trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, checkpoints, steps
-            checks.append(guards.one_device(trainer.args.n_gpu, ours.device))
-            checks.append(guards.batch_is_supervised(next(iter(trainer.get_train_dataloader())), order[0], tokenizer))
+            checks.append(guards.one_device(trainer.args.n_gpu, ours.device, processes))
+            batch = next(iter(trainer.get_train_dataloader()))
+            checks.append(guards.batch_is_supervised(batch, dealt[distributed.rank()], tokenizer))
             try:
                 trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
             finally:
@@ -276,8 +291,21 @@ def train(
         exact = trainer.exact_weights()
         moved, share = watch.check(model, exact)
         checks += moved
+        if processes > 1:
+            checks.append(guards.spread(model, settings, steps.held))
+        ranks = distributed.gather({"device": ours.device.name, "peak": memory["peak"], **steps.held})
+        if distributed.sharded(settings):
+            exact, model = distributed.whole(exact, model), None
+        del trainer
+        distributed.part()
+        if not distributed.is_main():
+            return Trained(None, tokenizer, record, folder)
+        if model is None:
+            free_memory()
+            model = ours.load(settings)
+            model.load_state_dict(exact, strict=False)  # a tied head has no weight of its own
         update = weight_updates(model, base_folder(settings), 3 if ours.shape.hidden <= 1024 else 1, exact)
-        del trainer, watch, exact
+        del watch, exact
         if settings.method == "full":
             with preflight.whole(folder / "model"):
                 save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
@@ -296,12 +324,12 @@ def train(
     record.training = {
         "trainable": trainable, "total": total, "tokens": tokens,
         "supervised_tokens": sum(label != IGNORED for row in rows for label in row.labels),
-        "padded_tokens": padded_tokens(order, batches), "load_seconds": load, "train_seconds": seconds,
+        "padded_tokens": padded_tokens(dealt, batches), "load_seconds": load, "train_seconds": seconds,
         "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
-        "devices_visible": ours.device.count, "seconds": time.perf_counter() - started,
+        "devices_visible": ours.device.count, "processes": processes, "seconds": time.perf_counter() - started,
         "resumed_from": start.step if start else None, "passed_over": checkpoints.passed_over,
     }  # fmt: skip
-    record.memory = memory | {"predicted": ours.predicted.to_dict()}
+    record.memory = memory | {"predicted": ours.predicted.to_dict(), "ranks": ranks}
     record.files = {n: b for n, b in folder_sizes(folder).items() if not n.startswith(records.CHECKPOINTS)}
     return Trained(model, tokenizer, record, folder)
 
