@@ -21,7 +21,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model run-all lab test lint clean
+.PHONY: help setup doctor model run-all lab test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[test]'
 	@$(PY) -m pip check
 	@touch $@
+
+doctor: $(READY)  ## what this machine is, what works on it, and remedies for what does not
+	@$(PY) -m helpers.doctor
 
 model: $(READY)  ## fetch the base model of PROFILE
 	@$(PY) -m helpers.sources $(PROFILE)
