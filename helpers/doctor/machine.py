@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from helpers.doctor import probes, smi, sysfs
+from helpers.doctor import peaks, probes, smi, sysfs
 from helpers.doctor.cards import Card, Reading, architecture, merge
+from helpers.doctor.peaks import Peak
 
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
@@ -58,6 +59,12 @@ class Machine:
                 )  # fmt: skip
             )
         return found or self.cards
+
+    @property
+    def peak(self) -> Peak | None:
+        """What the maker states for the device that torch uses; None for a CPU and what is not listed."""
+        first = self.devices[0] if self.torch["devices"] else Card(0)
+        return peaks.peak(first.name, first.compute_partition)
 
     def says(self, path: str) -> str | None:
         """A small file of the system."""

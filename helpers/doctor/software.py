@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from helpers.doctor.finding import Finding, gb, ok, problem, warning
 from helpers.doctor.machine import Machine
-from helpers.doctor.peaks import peak
 from helpers.settings import ROOT
 
 import psutil
@@ -139,8 +138,7 @@ def speed(machine: Machine) -> Iterator[Finding]:
     if failed:
         yield failed
         return
-    devices = machine.devices if machine.torch["devices"] else []
-    roof = peak(devices[0].name, devices[0].compute_partition) if devices else None
+    devices, roof = machine.torch["devices"], machine.peak
     times = result["bf16"] / result["fp32"]
     product = f"{_where(machine)}, a matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"
     copy = f"a copy at {result['copy']:,.0f} GB/s"
