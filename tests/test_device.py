@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from helpers import attention, device
+from helpers import attention
 from helpers.device import Device, MemoryMonitor, decide, describe
 from helpers.settings import settings_for
 
