@@ -145,7 +145,7 @@ def against_peak(values: dict[str, float], peaks: dict[str, float | None], axes:
             words += f", {value / peak:.0%} of {peak:,.0f}"
         axes.text(ends[name], row, words, va="center")
     axes.set_yticks(range(len(values)), list(values))
-    axes.set_xlim(0, 1.6 * max(ends.values()))
+    axes.set_xlim(0, 1.8 * max(ends.values()))
     axes.invert_yaxis()
     return axes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -201,18 +202,27 @@ def test_the_tree_in_the_readme_is_the_tree():
             assert set(children) == held, f"{folder} in README.md and in git differ"
 
 
-def test_links_in_the_readme_lead_somewhere():
-    text = read("README.md")
-    headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    targets = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert targets
-    for target in targets:
-        if target.startswith("#"):
-            assert target[1:] in headings, f"no heading {target}"
-        elif not re.match(r"https?://", target):
-            assert target.partition("#")[0] in tracked(), f"{target} is not a file that git holds"
+def pages() -> list[str]:
+    return [name for name in tracked() if name.endswith(".md")]
+
+
+def headings(page: str) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", read(page), re.M)
+    return {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in lines}
+
+
+def test_links_in_the_pages_lead_somewhere():
+    held = set(tracked())
+    for page in pages():
+        targets = re.findall(r"\]\(([^)\s]+)\)", read(page))
+        assert targets
+        for target in targets:
+            if not re.match(r"https?://", target):
+                name, _, anchor = target.partition("#")
+                goal = os.path.normpath(Path(page).parent / name) if name else page
+                assert goal in held, f"{page}: {target} is not a file that git holds"
+                assert not anchor or anchor in headings(goal), f"{page}: no heading {target}"
 
 
 def test_the_readme_names_what_the_code_has():
@@ -222,7 +232,8 @@ def test_the_readme_names_what_the_code_has():
     rows = set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Profiles")[2].partition("\n## ")[0], re.M))
     assert rows == set(PROFILES)
     targets = set(re.findall(r"^([a-z][\w-]*):", read("Makefile"), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)[`\s]", text)) <= targets
+    for page in pages():
+        assert set(re.findall(r"(?:`|^)make ([a-z-]+)(?:[`\s]|$)", read(page), re.M)) <= targets, page
     assert f"pip install {torch_pin()} " in text
 
 

@@ -164,13 +164,12 @@ def parts(machine: Machine) -> Iterator[Finding]:
 def tools(machine: Machine) -> Iterator[Finding]:
     """Tools of the makers"""
     for trouble in dict.fromkeys(machine.amd.troubles + machine.nvidia.troubles):
-        remedy = (
-            "A tool that hangs mostly means a GPU that hangs: `sudo dmesg | grep -i -e amdgpu -e nvrm`, then restart."
-        )
+        hangs = "no answer" in trouble
         yield warning(
             f"Could not be read: {trouble}.",
-            remedy if "no answer" in trouble else "",
-            ISSUES + "5745" * ("no answer" in trouble),
+            "A tool that hangs mostly means a GPU that hangs: `sudo dmesg | grep -i -e amdgpu -e nvrm`, then restart."
+            * hangs,
+            ISSUES + "5745" if hangs else "",
         )
     if machine.cards and not machine.amd.troubles + machine.nvidia.troubles:
         hot = machine.devices[0]
