@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup model run-all lab test campaign lint checks image-check env-check canary clean
+.PHONY: help setup doctor model run-all lab test campaign lint checks image-check env-check canary clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[test]'
 	@$(PY) -m pip check
 	@touch $@
+
+doctor: $(READY)  ## what this machine is, what works on it, and remedies for what does not
+	@$(PY) -m helpers.doctor
 
 model: $(READY)  ## fetch the base model of PROFILE
 	@$(PY) -m helpers.sources $(PROFILE)

@@ -52,10 +52,10 @@ def probe(device: str) -> str | None:
             F.scaled_dot_product_attention(*(x.transpose(0, 1).float() for x in row), is_causal=True).transpose(0, 1)
             for row in rows
         ])  # fmt: skip
-        error = (out.float() - plain).abs().max().item()
         gradient = torch.autograd.grad(out.float().square().sum(), q)[0].float()
         expected = torch.autograd.grad(plain.square().sum(), q)[0].float()
-        error = max(error, (gradient - expected).abs().max().item())
+        errors = torch.stack([(out.float() - plain).abs().max(), (gradient - expected).abs().max()])
+        error = errors.max().item()  # NaN if there is one in either, unlike Python's max
         return None if error < 0.1 else f"its result is off by {error:.2g}"
     except (ImportError, RuntimeError, NotImplementedError, TypeError, AssertionError) as problem:
         return f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"

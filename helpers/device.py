@@ -11,8 +11,6 @@ import ctypes
 import gc
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -64,10 +62,12 @@ def describe() -> Device:
         return Device(
             kind="rocm" if hip else "cuda",
             name=properties.name,
-            architecture=properties.gcnArchName if hip else f"sm_{properties.major}{properties.minor}",
+            architecture=properties.gcnArchName.split(":")[0] if hip else f"sm_{properties.major}{properties.minor}",
             count=torch.cuda.device_count(),
             total_memory=total,
-            free_memory=free,
+            free_memory=min(
+                free, total
+            ),  # where GPU and processor share memory, HIP may report more free than there is
             runtime=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
@@ -103,27 +103,6 @@ def _cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32."""
     words = set(_cpu_facts().split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-SMI_TOOLS = {
-    "amd-smi": ["amd-smi", "static", "--asic"],
-    "rocm-smi": ["rocm-smi", "--showproductname"],
-    "nvidia-smi": ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-}
-
-
-def smi_lines() -> dict[str, str]:
-    """What the vendors' tools on PATH say of the product, by tool; a failure is reported as text, never raised."""
-    said = {}
-    for tool, command in SMI_TOOLS.items():
-        if shutil.which(tool):
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors="replace")
-                text = done.stdout.strip() or done.stderr.strip() or "(no output)"
-                said[tool] = "\n".join(x for x in text.splitlines() if "serial" not in x.lower())[:2000]
-            except (OSError, subprocess.TimeoutExpired) as error:
-                said[tool] = f"({type(error).__name__}: gave no answer)"
-    return said
 
 
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:

@@ -134,6 +134,22 @@ def bars(values: dict[str, float], axes: Axes, label: str) -> Axes:
     return axes
 
 
+def against_peak(values: dict[str, float], peaks: dict[str, float | None], axes: Axes) -> Axes:
+    """One bar a measured speed, in a dashed frame that ends at the stated peak where one is known."""
+    ends = {name: max(value, peaks.get(name) or 0) for name, value in values.items()}
+    for row, (name, value) in enumerate(values.items()):
+        words = f"  {value:,.0f}" if value >= 100 else f"  {value:.3g}"
+        axes.barh(row, value, color="#0072B2")
+        if peak := peaks.get(name):
+            axes.barh(row, peak, fill=False, edgecolor="black", linestyle="--")
+            words += f", {value / peak:.0%} of {peak:,.0f}"
+        axes.text(ends[name], row, words, va="center")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_xlim(0, 1.8 * max(ends.values()))
+    axes.invert_yaxis()
+    return axes
+
+
 def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
     """Share of an update's squared norm that its best rank-r product holds, one line a layer of this type."""
     for record in records:

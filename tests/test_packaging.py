@@ -23,7 +23,6 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="checks of 
 
 REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.(com|org)|prefix\.dev|npmjs\.")
 MACHINE_PATHS = re.compile(r"(?<![\w.$~<>{}-])/(work|root|home|Users|tmp/w)/\w")
-TORCHS_OWN = re.compile(r"torch|triton|pytorch|nvidia-|amd-")  # these come with torch, whichever it is
 
 
 def read(name: str) -> str:
@@ -296,7 +295,8 @@ def test_the_readme_names_what_the_code_has():
     rows = set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Profiles")[2].partition("\n## ")[0], re.M))
     assert rows == set(PROFILES)
     targets = set(re.findall(r"^([a-z][\w-]*):", read("Makefile"), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)[`\s]", text)) <= targets
+    for page in pages():
+        assert set(re.findall(r"(?:`|^)make ([a-z-]+)(?:[`\s]|$)", read(page), re.M)) <= targets, page
     assert f"pip install {torch_pin()} " in text
 
 
