@@ -56,7 +56,7 @@ test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the 
 
 lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed notebooks
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
+	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 clean:  ## remove results and caches; keeps the environment and the models
 	rm -rf runs .pytest_cache .ruff_cache *.egg-info

@@ -127,7 +127,7 @@ def digest(notebook: Path, options: Options) -> str:
     total = hashlib.sha256(json.dumps([options.profile, options.parameters or {}], sort_keys=True).encode())
     data = str((options.parameters or {}).get("data", ""))
     local = [ROOT / data] if data and (ROOT / data).is_file() else []
-    for path in [notebook, *sorted((ROOT / "helpers").glob("*.py")), *local]:
+    for path in [notebook, *sorted((ROOT / "helpers").rglob("*.py")), *local]:
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
 
