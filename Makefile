@@ -21,7 +21,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model run-all lab test lint clean
+.PHONY: help setup model run-all catch-up lab test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ model: $(READY)  ## fetch the base model of PROFILE
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
 	@$(PY) -m helpers.runner --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)" --params "$(PARAMS)" --runs-dir "$(RUNS_DIR)"
+
+catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
+	@$(PY) -m helpers.catchup --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)" $(CATCH_UP_ARGS)
 
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
