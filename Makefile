@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup doctor model run-all lab test campaign lint checks image-check env-check canary clean
+.PHONY: help setup doctor model run-all catch-up lab test campaign lint checks image-check env-check canary clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 	@$(PY) -m helpers.runner --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
 	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
+catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
+	@$(PY) -m helpers.catchup --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)" $(CATCH_UP_ARGS)
+
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
 
@@ -66,7 +69,7 @@ campaign: $(READY)  ## slow: runs killed at random moments and gone on with, and
 
 lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed notebooks
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
+	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 checks: $(READY)  # the tools of the three targets below and of some tests; a reader of the notebooks needs none
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[test,checks]'

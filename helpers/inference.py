@@ -26,7 +26,8 @@ def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
     folder = settings.change(method=method).folder
     if not (folder / FILE_NAME).is_file():
         raise ModelError(
-            f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first"
+            f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first, or go on with "
+            f'a shipped one: from helpers.catchup import catch_up; catch_up("{notebook}", settings)'
         )
     return folder
 

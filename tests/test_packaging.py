@@ -295,7 +295,7 @@ def test_the_readme_names_what_the_code_has():
     rows = set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Profiles")[2].partition("\n## ")[0], re.M))
     assert rows == set(PROFILES)
     targets = set(re.findall(r"^([a-z][\w-]*):", read("Makefile"), re.MULTILINE))
-    for page in pages():
+    for page in (name for name in tracked() if name.endswith(".md")):
         assert set(re.findall(r"(?:`|^)make ([a-z-]+)(?:[`\s]|$)", read(page), re.M)) <= targets, page
     assert f"pip install {torch_pin()} " in text
 

@@ -24,9 +24,10 @@ from helpers.summary import write_html, write_index
 import nbformat
 import psutil
 import pytest
+from check_environment import TORCHS_OWN, locked
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_packaging import TORCHS_OWN, instructions, pins, project, read, texts
+from test_packaging import instructions, project, read, texts
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="checks of the repository, not of an image")
 HOSTILE = "<script>alert(1)</script>"
@@ -230,19 +231,16 @@ def test_notebooks_show_model_output_escaped():
 
 def test_the_lock_has_every_package():
     """Whatever the project asks for, directly or through another package, has one pinned version, and it is installed."""
-    locked, wanted, seen = (
-        pins(),
-        [*map(Requirement, project()["dependencies"] + project()["optional-dependencies"]["test"])],
-        set(),
-    )
+    wanted = [*map(Requirement, project()["dependencies"] + project()["optional-dependencies"]["test"])]
+    pinned, seen = locked(), set()
     while wanted:
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
         if TORCHS_OWN.match(name) or (name, *requirement.extras) in seen:
             continue
         seen.add((name, *requirement.extras))
-        assert name in locked, f"constraints.txt has no pin for {requirement}"
-        assert metadata.version(name) == str(locked[name]), name
+        assert name in pinned, f"constraints.txt has no pin for {requirement}"
+        assert metadata.version(name) == str(pinned[name]), name
         for line in metadata.requires(name) or []:
             needed = Requirement(line)
             if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in ["", *requirement.extras]):
@@ -251,5 +249,5 @@ def test_the_lock_has_every_package():
 
 def test_pip_check_is_clean():
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
-    broken = [line for line in done.stdout.splitlines() if canonicalize_name(line.split()[0]) in pins()]
+    broken = [line for line in done.stdout.splitlines() if canonicalize_name(line.split()[0]) in locked()]
     assert not broken, broken
