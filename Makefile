@@ -21,7 +21,10 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model run-all lab test lint clean
+.PHONY: help setup model run-all lab test lint clean site
+
+# what only one target needs is installed by that target, at its pinned versions
+extra = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[$(1)]'
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +61,10 @@ lint: $(READY)  ## ruff over .py and .ipynb, and no outputs in committed noteboo
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
 
+site: $(READY)  ## build the site in site/html from the executed notebooks of PROFILE
+	@$(call extra,site)
+	@$(PY) -m docs.build_site --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)"
+
 clean:  ## remove results and caches; keeps the environment and the models
-	rm -rf runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -47,8 +47,8 @@ def project() -> dict:
 
 
 def bounds() -> dict[str, SpecifierSet]:
-    """What pyproject.toml asks for, tests included, by canonical name."""
-    lines = project()["dependencies"] + project()["optional-dependencies"]["test"]
+    """What pyproject.toml asks for, all extras included, by canonical name."""
+    lines = project()["dependencies"] + sum(project()["optional-dependencies"].values(), [])
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
 
 
