@@ -2,8 +2,12 @@
 
 import json
 
+from docs import seats
 from docs.build_site import broken_links, gather
+from helpers.comparison import accuracy, by_method
+from helpers.records import load_reference
 from helpers.runner import find_notebooks
+from helpers.settings import ROOT
 
 import nbformat
 
@@ -37,3 +41,17 @@ def test_a_notebook_that_was_not_run_is_shown_without_results_and_says_so(tmp_pa
     assert "has not been run" in nbformat.read(source / "notebooks" / others[0].name, 4).cells[1].source
     assert "| 1.5 |" in (source / "results.md").read_text()
     assert "](notebooks/images/" in (source / "index.md").read_text()
+
+
+def test_the_instructors_page_says_what_the_predictor_says():
+    page = (ROOT / "docs/instructor.md").read_text()
+    assert seats.table() in page, "python -m docs.seats prints the table that belongs there"
+    assert seats.seats(24e9, 9.8e9) == 2 and seats.seats(24e9, 9.9e9) == 1
+
+
+def test_the_landing_page_says_what_the_records_say():
+    page = (ROOT / "docs/index.md").read_text()
+    for method, runs in by_method(load_reference("small-cpu")).items():
+        right, total = accuracy(runs)
+        name = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}[method]
+        assert f"{name} {right or 'none'}" in page and f"Right answers of {total}" in page
