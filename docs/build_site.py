@@ -125,23 +125,15 @@ def broken_links(folder: Path) -> list[str]:
     return faults
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make site", description="Build the site from executed notebooks.")
-    parser.add_argument("--profile", default="small")
-    parser.add_argument(
-        "--runs-dir", default="runs", help="where the executed notebooks are; relative to the repository"
-    )
-    given = parser.parse_args()
-    executed, site = ROOT / given.runs_dir / given.profile, ROOT / "site"
-    if not (executed / "status.json").is_file():
-        print(
-            f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
-            file=sys.stderr,
-        )
-        return 2
+def build(executed: Path, site: Path, profile: str) -> int:
+    """Build ``site/html`` from the folder of a run of the series.
+
+    Returns:
+        0, Sphinx's code if it warned of something, or 1 for broken links; what is wrong is printed.
+    """
     from sphinx.cmd.build import main as sphinx
 
-    missing = gather(executed, site / "source", given.profile)
+    missing = gather(executed, site / "source", profile)
     shutil.rmtree(site / "html", ignore_errors=True)
     options = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), "-d", str(site / "doctrees")]
     if code := sphinx([*options, str(site / "source"), str(site / "html")]):
@@ -153,6 +145,23 @@ def main() -> int:
         print(f"{name} was not run with this profile: it is shown without results")
     print(f"Open {shown(site / 'html' / 'index.html')}")
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make site", description="Build the site from executed notebooks.")
+    parser.add_argument("--profile", default="small")
+    parser.add_argument(
+        "--runs-dir", default="runs", help="where the executed notebooks are; relative to the repository"
+    )
+    given = parser.parse_args()
+    executed = ROOT / given.runs_dir / given.profile
+    if not (executed / "status.json").is_file():
+        print(
+            f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
+            file=sys.stderr,
+        )
+        return 2
+    return build(executed, ROOT / "site", given.profile)
 
 
 if __name__ == "__main__":

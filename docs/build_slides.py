@@ -65,6 +65,15 @@ def write_deck(executed: Path, folder: Path) -> Path:
     return deck
 
 
+def build(executed: Path, folder: Path) -> list[Path]:
+    """Write a deck for each notebook of the series that the folder holds executed, and reveal.js beside them."""
+    import sphinx_revealjs  # carries reveal.js
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs", folder / "reveal.js")
+    return [write_deck(executed / n.name, folder) for n in find_notebooks() if (executed / n.name).is_file()]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make slides", description="Make slides from executed notebooks.")
     parser.add_argument("--profile", default="small")
@@ -73,20 +82,14 @@ def main() -> int:
     )
     given = parser.parse_args()
     executed = ROOT / given.runs_dir / given.profile / "notebooks"
-    there = [executed / n.name for n in find_notebooks() if (executed / n.name).is_file()]
-    if not there:
+    decks = build(executed, ROOT / "site" / "slides")
+    if not decks:
         print(
             f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
             file=sys.stderr,
         )
         return 2
-    import sphinx_revealjs  # carries reveal.js
-
-    folder = ROOT / "site" / "slides"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs", folder / "reveal.js")
-    for notebook in there:
-        print(shown(write_deck(notebook, folder)))
+    print("\n".join(shown(deck) for deck in decks))
     return 0
 
 
