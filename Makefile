@@ -23,13 +23,15 @@ export TOKENIZERS_PARALLELISM := false
 
 # KIT=folder: work without a network, from a folder that `make fetch` filled
 ifdef KIT
-export MODELS_DIR := $(abspath $(KIT))/models
-export HF_HUB_CACHE := $(abspath $(KIT))/hub
-export HF_DATASETS_CACHE := $(abspath $(KIT))/datasets
-export HF_HUB_OFFLINE := 1
+MODELS_DIR := $(abspath $(KIT))/models
+HF_HUB_CACHE := $(abspath $(KIT))/hub
+HF_DATASETS_CACHE := $(abspath $(KIT))/datasets
+HF_HUB_OFFLINE := 1
+export MODELS_DIR HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE
 ifneq ($(wildcard $(KIT)/wheels),)
-export PIP_NO_INDEX := 1
-export PIP_FIND_LINKS := $(abspath $(KIT))/wheels
+PIP_NO_INDEX := 1
+PIP_FIND_LINKS := $(abspath $(KIT))/wheels
+export PIP_NO_INDEX PIP_FIND_LINKS
 endif
 endif
 TO ?= kit
