@@ -2,8 +2,8 @@
 
 import json
 
-from docs import seats
-from docs.build_site import broken_links, gather
+from docs import build_slides, seats
+from docs.build_site import Links, broken_links, gather
 from helpers.comparison import accuracy, by_method
 from helpers.records import load_reference
 from helpers.runner import find_notebooks
@@ -55,3 +55,26 @@ def test_the_landing_page_says_what_the_records_say():
         right, total = accuracy(runs)
         name = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}[method]
         assert f"{name} {right or 'none'}" in page and f"Right answers of {total}" in page
+
+
+def test_sections_begin_slides_code_stays_with_its_prose_and_tags_win():
+    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    cells = [
+        markdown("# Title"), code("import os"), code("profile = 'small'"), markdown("## Settings\n\ntext"), code("settings"),
+        markdown("## 1. First"), code("a"), code("b"), markdown("more"), code("del c", metadata={"slideshow": {"slide_type": "skip"}}),
+        markdown("end\n\n## What you saw\n\nthat\n\n## Next\n\nthis"),
+    ]  # fmt: skip
+    tagged = build_slides.tag(build_slides.split(nbformat.v4.new_notebook(cells=cells))).cells
+    places = [(cell.source.splitlines()[0], cell.metadata["slideshow"]["slide_type"]) for cell in tagged]
+    assert places == [
+        ("# Title", "slide"), ("import os", "skip"), ("profile = 'small'", "skip"), ("## Settings", "skip"), ("settings", "skip"),
+        ("## 1. First", "slide"), ("a", "-"), ("b", "subslide"), ("more", "subslide"), ("del c", "skip"), ("end", "subslide"),
+        ("## What you saw", "slide"), ("## Next", "slide"),
+    ]  # fmt: skip
+
+
+def test_a_deck_loads_nothing_from_another_host_and_has_its_formulas(tmp_path):
+    deck = build_slides.write_deck(find_notebooks("02")[0], tmp_path)
+    links = Links(deck)
+    assert links.loaded and all(link.startswith(("reveal.js/", "data:")) for link in links.loaded)
+    assert deck.read_text().count("<math") > 20 and "import(" not in deck.read_text()
