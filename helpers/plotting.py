@@ -18,9 +18,9 @@ COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#0
 DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)),
           "adalora": (0, (3, 3))}  # fmt: skip
 HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "adalora": "++"}
-PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "gradients": "#E69F00", "optimizer": "#D55E00",
-         "masters": "#F0E442", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
-PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo")  # of neighbouring surfaces, in their order
+PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00", "gradients": "#E69F00",
+         "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
+PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
 alt_text.switch_on()
 
