@@ -53,11 +53,14 @@ def fetch(kind: str, name: str, revision: str | None = None) -> Path:
         pass
     try:
         _ask(kind, name, revision)
-        return Path(snapshot_download(name, etag_timeout=SECONDS, **what))
+        folder = Path(snapshot_download(name, etag_timeout=SECONDS, **what))
     except HubError:
         raise
     except Exception as error:
         raise HubError(_explain(error, kind, name, revision)) from None
+    if revision is None:
+        print(f"{name}: no revision is pinned, so this is its latest, {folder.name}; the record keeps it")
+    return folder
 
 
 def _ask(kind: str, name: str, revision: str | None) -> None:
