@@ -223,8 +223,13 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
                 f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
                 f"{settings.model} as it is here: on another base it would load and answer nonsense"
             )
+    dtype = model.get_input_embeddings().weight.dtype
     with quiet(), reading(folder):
-        return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:
