@@ -109,15 +109,14 @@ class Plan:
         """What was decided for a name, without the reason."""
         return self.decisions[name]["value"]
 
+    @property
+    def attention(self) -> str:
+        """The attention to load a model with: varlen serves training only, which sets it itself."""
+        return "sdpa" if self.value("attention") == "varlen" else self.value("attention")
+
     def load(self, settings: Settings):
         """The base model as planned: precision, attention, device."""
-        attention = self.value("attention")
-        return load_base(
-            settings,
-            self.value("precision"),
-            "sdpa" if attention == "varlen" else attention,  # varlen trains only; see helpers.training
-            self.device.torch_name,
-        )
+        return load_base(settings, self.value("precision"), self.attention, self.device.torch_name)
 
 
 def plan(settings: Settings, longest: int | None = None) -> Plan:
