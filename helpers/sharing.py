@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 
 from helpers.comparison import GB, table
+from helpers.hub import explain
 from helpers.models import load_tokenizer
 from helpers.records import FILE_NAME, RunRecord, load
 from helpers.settings import Settings
 from helpers.sources import SMOLLM2_HUB_ID
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError
 
 LICENCES = {"smollm2": "apache-2.0", "llama-2": "llama2", "llama-3": "llama3"}  # by a part of the base model's name
 
@@ -133,13 +134,15 @@ def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -
             api.upload_folder(repo_id=repo, folder_path=upload, commit_message="Upload from a fine-tuning run")
         except LocalTokenNotFoundError:
             raise SharingError(_token("there is no token")) from None
-        except HfHubHTTPError as error:
-            code = getattr(error.response, "status_code", None)
+        except SharingError:
+            raise
+        except Exception as error:
+            code = getattr(getattr(error, "response", None), "status_code", None)
             if code == 401:
                 raise SharingError(_token("the hub does not accept the token, or there is none")) from None
             if code == 403:
                 raise SharingError(_token(f"the token may not write to {repo}")) from None
-            raise SharingError(f"the hub answered {code} for {repo}: {' '.join(str(error).split())[:200]}") from None
+            raise SharingError(f"{explain(error, 'model', repo)}; nothing was published") from None
     return f"{api.endpoint}/{repo}"
 
 

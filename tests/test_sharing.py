@@ -68,6 +68,11 @@ def test_a_public_repository_is_not_filled_unless_told(hub, runs):
         publish(runs.settings("lora"), "tester/open", folder)
 
 
+def test_a_hub_that_is_away_is_one_sentence(runs):
+    with pytest.raises(SharingError, match="HF_HUB_OFFLINE is set.*nothing was published"):
+        publish(runs.settings("lora"), "tester/x", runs.lora.folder / "adapter")
+
+
 def test_nothing_is_published_without_a_finished_run(hub, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         publish(settings_for("tiny", runs_dir=str(tmp_path)), "tester/x", tmp_path)
