@@ -12,10 +12,10 @@ from pathlib import Path
 
 from helpers.comparison import GB, table
 from helpers.hub import explain
-from helpers.models import load_tokenizer
+from helpers.models import BASE_FILE, load_tokenizer
 from helpers.records import FILE_NAME, RunRecord, load
 from helpers.settings import Settings
-from helpers.sources import SMOLLM2_HUB_ID
+from helpers.sources import MANIFEST, SMOLLM2_HUB_ID
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -115,11 +115,12 @@ def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -
         SharingError: without a token, with one that may not write, or for a public repository.
     """
     record, merged = load(settings.folder), (folder / "config.json").is_file()
-    base_file = settings.change(method="lora").series_folder / f"base-s{settings.seed}" / FILE_NAME
+    base_file = settings.series_folder / f"base-s{settings.seed}" / FILE_NAME
     card = model_card(record, repo, merged, load(base_file) if base_file.is_file() else None)
     api = HfApi()
     with tempfile.TemporaryDirectory() as scratch:
-        upload = Path(shutil.copytree(folder, Path(scratch) / "upload"))
+        ours = shutil.ignore_patterns(MANIFEST, BASE_FILE)  # about the files as they lie here
+        upload = Path(shutil.copytree(folder, Path(scratch) / "upload", ignore=ours))
         if not merged:
             load_tokenizer(settings).save_pretrained(upload)
             config = json.loads((upload / "adapter_config.json").read_text(encoding="utf-8"))
