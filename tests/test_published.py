@@ -108,9 +108,7 @@ def test_the_gated_original_is_selectable_and_says_what_to_do(hub):
     settings = settings_for("llama2-7b", model=serve_as(hub, "meta-llama/Llama-2-7b-chat-hf"))
     assert settings.revision == PINS[settings.model]
     hub.faults[settings.model] = "gated"
-    with pytest.raises(
-        ModelError, match="is gated: accept its licence on its hub page, then log in with `hf auth login`"
-    ):
+    with pytest.raises(ModelError, match="is gated: accept its terms on .*, then log in with `hf auth login`"):
         base_folder(settings)
 
 

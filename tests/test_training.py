@@ -77,17 +77,20 @@ def test_the_arithmetic_is_in_the_precision_that_the_record_states(tmp_path, dat
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "full")])
 def test_variants_train_through_the_same_path_and_load_as_they_were(tmp_path, data, method):
-    settings = settings_for("tiny", method, runs_dir=str(tmp_path), max_steps=20)
+    precision = "fp32" if method == "adalora" else None  # ranks it gave up are not saved: bf16 sums round differently
+    settings = settings_for("tiny", method, runs_dir=str(tmp_path), max_steps=20, precision=precision)
     trained = train(settings, data)
     before, after = trained.record.training["validation_loss"]
     assert after < before
     assert "frozen weights stood still" in {g["name"] for g in trained.record.guards}
-    ids = torch.tensor([data.test[0].input_ids])
     trained.record.save(trained.folder)
+    ids = torch.tensor([data.test[0].input_ids])
+    expected = logits(trained.model, ids)
     again = load_trained(settings, trained.record.decisions["precision"]["value"])
-    assert torch.equal(logits(again, ids), logits(trained.model, ids))
+    gap = (logits(again, ids) - expected).abs().max()
+    assert gap == 0 if method != "adalora" else gap < 1e-5
     with again.disable_adapter():
-        assert not torch.allclose(logits(again, ids), logits(trained.model, ids), atol=1e-2)
+        assert (logits(again, ids) - expected).abs().max() > 0.01
 
 
 def test_pissa_is_saved_for_the_untouched_base(tmp_path, data):
