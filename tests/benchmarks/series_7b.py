@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--parameters", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.cells:
-        return run_cells(given.cells, json.loads(given.parameters))
+        return run_cells(given.cells.resolve(), json.loads(given.parameters))
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
