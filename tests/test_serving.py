@@ -50,14 +50,19 @@ def test_ten_clients_get_the_models_own_answers_and_the_server_is_always_stopped
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path):
+def test_a_server_that_cannot_start_says_why(merged, tmp_path, monkeypatch):
     with pytest.raises(ServingError, match="no model in"), serving(tmp_path):
         pass
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ServingError, match="ended with code 1 while starting: .*"), serving(broken):
+    fails = tmp_path / "python"
+    fails.write_text("#!/bin/sh\necho Traceback\necho the weights are missing\nexit 1\n")
+    fails.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(fails))
+    with (
+        pytest.raises(ServingError, match="ended with code 1 while starting: the weights are missing"),
+        serving(merged),
+    ):
         pass
+    assert servers() == []
 
 
 def test_the_commands_for_vllm_name_this_run_and_no_other_port(runs):
