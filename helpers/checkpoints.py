@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 SEAL = "checkpoint.json"
 WEIGHTS = "trained.safetensors"
 # settings that change neither the weights nor the losses of a training
-IRRELEVANT = {"save_steps", "max_new_tokens", "eval_batch_size", "runs_dir", "devices"}
+IRRELEVANT = {"save_steps", "max_new_tokens", "eval_batch_size", "runs_dir", "devices", "report_to"}
 ADAPTER = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")  # PEFT fills in others
 ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA remembers of each weight's importance
 

@@ -53,6 +53,7 @@ class Data:
     test: list[Example]
     harder: list[Example]
     counts: dict[str, int]
+    revision: str | None = None  # of a hub data set: the commit that was read
 
     @property
     def scored(self) -> bool:
@@ -64,6 +65,7 @@ class Data:
         splits = {name: getattr(self, name) for name in ("train", "validation", "test", "harder")}
         return {
             "source": self.source,
+            "revision": self.revision,
             "rows": {name: len(rows) for name, rows in splits.items()},
             "counts": self.counts,
             "train_tokens": sum(len(e.input_ids) for e in self.train),
@@ -80,8 +82,8 @@ def fingerprint(examples: list[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int]]:
-    """The four splits as conversations, not yet encoded, and what was counted on the way.
+def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], str | None]:
+    """The four splits as conversations, not yet encoded, what was counted on the way, and a hub data set's commit.
 
     A reader's own data is shuffled with the seed and split: the test and validation parts get the rows that the
     settings ask for, but never more than a fifth of the data each.
@@ -97,14 +99,12 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int]]:
             name: [Example(to_messages(row, f"bundled {name} row {n}"), row["family"]) for n, row in enumerate(rows)]
             for name, rows in splits.items()
         }
-        return made, {"read": sum(map(len, made.values())), "repeated": 0, "unused": 0}
+        return made, {"read": sum(map(len, made.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
     found, examples, seen = conversations(settings), [], set()
-    for where, messages in found:
-        example = Example(messages, where=where)
-        key = json.dumps(example.prompt)
-        if key not in seen:  # the same question twice would let the test set leak
-            seen.add(key)
-            examples.append(example)
+    for where, messages, asked in found.rows:
+        if asked not in seen:  # the same question twice would let the test set leak
+            seen.add(asked)
+            examples.append(Example(messages, where=where))
     if len(examples) < 5:
         raise DataError(f"{settings.data}: {len(examples)} different questions; at least 5 are needed to split")
     random.Random(0).shuffle(examples)
@@ -112,14 +112,16 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int]]:
     test, validation = min(settings.test_rows, part), min(settings.validation_rows, part)
     rest = examples[test + validation :]
     counts = {
-        "read": len(found), "repeated": len(found) - len(examples), "unused": max(len(rest) - settings.train_rows, 0),
+        "read": len(found.rows) + found.unusable, "unusable": found.unusable, "repeated": len(found.rows) - len(examples),
+        "unused": max(len(rest) - settings.train_rows, 0),
     }  # fmt: skip
-    return {
+    splits = {
         "test": examples[:test],
         "validation": examples[test : test + validation],
         "harder": [],
         "train": rest[: settings.train_rows],
-    }, counts
+    }
+    return splits, counts, found.revision
 
 
 def encode(example: Example, tokenizer) -> Example:
@@ -176,25 +178,21 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
     A row longer than ``max_length`` is dropped whole, counted and said: a cut row has lost its end token.
 
     Args:
-        max_lost: the share of the rows of a split that may be dropped before this becomes an error.
+        max_lost: the share of all rows that may be dropped before this becomes an error.
 
     Raises:
         DataError: for unusable rows, or too many that are too long.
     """
-    splits, counts = read(settings)
-    counts["dropped_too_long"] = 0
-    for name, examples in sorted(splits.items(), key=lambda item: item[0] != "train"):
-        encoded = [encode(e, tokenizer) for e in examples]
-        kept = [e for e in encoded if len(e.input_ids) <= settings.max_length]
-        lost = len(encoded) - len(kept)
-        if encoded and lost > max_lost * len(encoded):
-            longest = max(len(e.input_ids) for e in encoded)
-            raise DataError(
-                f"{lost} of {len(encoded)} {name} rows are longer than max_length = {settings.max_length} tokens "
-                f"(the longest has {longest}); raise max_length (settings_for(..., max_length=...)) or shorten the rows"
-            )
-        counts["dropped_too_long"] += lost
-        splits[name] = kept
+    splits, counts, revision = read(settings)
+    encoded = {name: [encode(e, tokenizer) for e in examples] for name, examples in splits.items()}
+    lengths = [len(e.input_ids) for examples in encoded.values() for e in examples]
+    counts["dropped_too_long"] = sum(length > settings.max_length for length in lengths)
+    if counts["dropped_too_long"] > max_lost * len(lengths):
+        raise DataError(
+            f"{counts['dropped_too_long']} of {len(lengths)} rows are longer than max_length = {settings.max_length} tokens "
+            f"(the longest has {max(lengths)}); raise max_length (settings_for(..., max_length=...)) or shorten the rows"
+        )
+    splits = {name: [e for e in rows if len(e.input_ids) <= settings.max_length] for name, rows in encoded.items()}
     for name, reason in (
         ("repeated", "repeat a question"),
         ("dropped_too_long", f"are longer than {settings.max_length} tokens"),
@@ -203,4 +201,4 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
             print(f"{counts[name]} of {counts['read']} rows {reason} and are left out")
     if not splits["train"] or not splits["test"]:
         raise DataError(f"{settings.data}: no rows left to train and test on")
-    return Data(source=settings.data, counts=counts, **splits)
+    return Data(source=settings.data, counts=counts, revision=revision, **splits)

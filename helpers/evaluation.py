@@ -50,9 +50,9 @@ def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_si
 
 
 def score(examples: list[Example], replies: list[str]) -> list[bool]:
-    """For each reply, whether its final number is that of the reference answer (exact match)."""
+    """For each reply, whether it ends in the reference's answer, by the rule of helpers.questions.answer_of."""
     return [
-        answer_of(reply) is not None and float(answer_of(reply)) == float(answer_of(example.reference))
+        answer_of(reply) is not None and answer_of(reply) == answer_of(example.reference)
         for example, reply in zip(examples, replies, strict=True)
     ]
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from helpers import distributed
 from helpers.data import IGNORED, Data, Example
 from helpers.memory import Shape, lora_parameters
+from helpers.models import adapted_layers, adapter_product
 from helpers.settings import Settings
+from helpers.updates import base_tensor
 
 import torch
 from torch import nn
@@ -82,7 +85,7 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
             f"{len(names)} trainable ones and among these {stray[:3]} outside the adapter",
         )
     ]
-    if settings.method in ("lora", "rslora", "qlora"):
+    if settings.method in ("lora", "rslora", "qlora", "pissa"):
         formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
         guards.append(
             _require(
@@ -164,6 +167,44 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
     return Guard("fresh base", f"{len(expected)} tensors equal to the files")
 
 
+def splits_the_base(model: nn.Module, folder: Path) -> Guard:
+    """PiSSA changes the base weights; what is left of each one and its adapter must still add up to the file's weight.
+
+    Args:
+        model: with a new PiSSA adapter.
+        folder: of the base model.
+
+    Raises:
+        GuardError: names the first weight that is off by more than the rounding of its precision.
+    """
+    worst, layers = 0.0, adapted_layers(model)
+    for name, layer in layers:
+        rest = layer.get_base_layer().weight
+        whole = base_tensor(folder, f"{name}.weight").to(rest.device)
+        gap = ((rest.float() + adapter_product(layer) - whole).abs().max() / whole.abs().max()).item()
+        if not gap <= torch.finfo(rest.dtype).eps / 2 + 1e-5:
+            raise GuardError(
+                f"the base is split, not changed: {name} and its adapter differ from the file by {gap:.1e} of the weight"
+            )
+        worst = max(worst, gap)
+    return Guard("the base is split, not changed", f"{len(layers)} weights: rest + adapter = file within {worst:.0e}")
+
+
+def saved_is_trained(trained: torch.Tensor, saved: torch.Tensor) -> Guard:
+    """A model that was saved in another form than it was trained in gives the same logits, up to rounding.
+
+    Raises:
+        GuardError: if they differ by more than 5 % of the largest.
+    """
+    gap = ((trained - saved).abs().max() / trained.abs().max()).item()
+    return _require(
+        gap < 0.05,
+        "saved as a plain LoRA",
+        f"on the untouched base; logits equal within {gap:.1e} of the largest",
+        f"the logits of the saved adapter on the untouched base differ by {gap:.1e} of the largest",
+    )
+
+
 def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
     """sha256 over the bytes of all trainable or all frozen parameters, and how many tensors that were."""
     total, number = hashlib.sha256(), 0
@@ -239,7 +280,7 @@ class WeightWatch:
 
 
 def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
-    """One BOS a row, EOS among the labels, no token beyond the vocabulary, no test question in training.
+    """No BOS but at the start of a turn, EOS among the labels, no token beyond the vocabulary, no test question in training.
 
     Raises:
         GuardError: names the first row at fault.
@@ -248,8 +289,8 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     turns = tokenizer.bos_token is not None and tokenizer.bos_token in (tokenizer.chat_template or "")
     for number, row in enumerate(rows):
-        doubled = bos is not None and any(a == b == bos for a, b in zip(row.input_ids, row.input_ids[1:], strict=False))
-        if doubled or (bos is not None and not turns and row.input_ids.count(bos) > 1):
+        before = {a for a, b in zip(row.input_ids, row.input_ids[1:], strict=False) if b == bos is not None}
+        if bos in before or (not turns and before - {eos}):  # a template may open each turn with one, after an end
             raise GuardError(
                 f"one BOS: row {number} holds {tokenizer.bos_token} {row.input_ids.count(bos)} times, "
                 "as when a rendered chat is tokenized with special tokens again"
@@ -263,7 +304,9 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     held_out = {str(e.prompt) for e in data.test + data.harder + data.validation}
     leaked = [e for e in data.train if str(e.prompt) in held_out]
     starts = (
-        "each turn opens with its own marker, none doubled" if turns else f"exactly one {tokenizer.bos_token} a row"
+        "each turn opens with its own marker, none doubled"
+        if turns
+        else f"{tokenizer.bos_token} opens a row or follows an end token, never twice"
     )
     return [
         Guard("one BOS", f"{len(rows)} rows: {starts}"),

@@ -53,11 +53,14 @@ def fetch(kind: str, name: str, revision: str | None = None) -> Path:
         pass
     try:
         _ask(kind, name, revision)
-        return Path(snapshot_download(name, etag_timeout=SECONDS, **what))
+        folder = Path(snapshot_download(name, etag_timeout=SECONDS, **what))
     except HubError:
         raise
     except Exception as error:
-        raise HubError(_explain(error, kind, name, revision)) from None
+        raise HubError(explain(error, kind, name, revision)) from None
+    if revision is None:
+        print(f"{name}: no revision is pinned, so this is its latest, {folder.name}; the record keeps it")
+    return folder
 
 
 def _ask(kind: str, name: str, revision: str | None) -> None:
@@ -81,7 +84,8 @@ def _ask(kind: str, name: str, revision: str | None) -> None:
         )
 
 
-def _explain(error: Exception, kind: str, name: str, revision: str | None) -> str:
+def explain(error: Exception, kind: str, name: str, revision: str | None = None) -> str:
+    """Cause and next step of what the hub's client raised when it was asked for something."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     thing = "data set" if kind == "dataset" else "model"
     status = getattr(getattr(error, "response", None), "status_code", None)

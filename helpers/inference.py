@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
 from helpers.device import quiet
-from helpers.models import load_adapter, load_base, read_model
+from helpers.models import load_adapter, load_base, load_tokenizer, read_model
 from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
 from helpers.sources import ModelError, write_manifest
@@ -42,7 +43,8 @@ def load_trained(settings: Settings, precision: str = "bf16", attention: str = "
         folder = finished_folder(settings, "full", "03_full_train")
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         return read_model(folder / "model", dtype=dtype, attn_implementation=attention, device_map=device)
-    folder = finished_folder(settings, settings.method, "02_lora_train")
+    notebook = "06_qlora" if settings.method == "qlora" else "02_lora_train"
+    folder = finished_folder(settings, settings.method, notebook)
     return load_adapter(load_base(settings, precision, attention, device), settings, folder / "adapter")
 
 
@@ -69,6 +71,16 @@ def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: 
         text.strip()
         for text in tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ]
+
+
+def logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """The scores of every token at every position: (rows, tokens) in, (rows, tokens, vocabulary) out, as fp32."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        scores = model(input_ids=ids).logits
+    model.train(was_training)
+    return scores.float()
 
 
 def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64) -> Iterator[str]:
@@ -110,6 +122,31 @@ def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
         raise ModelError(f"there is no saved model in {shown(folder)}")
     model = read_model(folder, dtype="auto", attn_implementation=attention, device_map=device)
     return model, AutoTokenizer.from_pretrained(folder)
+
+
+def merge(settings: Settings, folder: Path, device: str = "cpu") -> None:
+    """Merge the adapter of a finished run into its base, in fp32, and save the sum in bf16 as a whole model.
+
+    The base of a QLoRA adapter is the 4-bit one it was trained on: that one is dequantised, and the adapter added to it.
+    """
+    model = (
+        load_trained(settings, "fp32", "eager", device)
+        if settings.method != "qlora"
+        else on_dequantised(settings, device)
+    )
+    merged = model.merge_and_unload()
+    for weight in merged.parameters():  # not model.to(): that would round the rotary frequencies too
+        weight.data = weight.data.to(torch.bfloat16)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(merged, load_tokenizer(settings), folder)
+
+
+def on_dequantised(settings: Settings, device: str = "cpu"):
+    """A QLoRA adapter on the numbers that its 4-bit base stands for, held in fp32."""
+    folder = finished_folder(settings, settings.method, "06_qlora")
+    with quiet():
+        base = load_base(settings, "fp32", "eager", device).dequantize()
+    return load_adapter(base, settings, folder / "adapter")
 
 
 def base_of(folder: Path) -> dict:

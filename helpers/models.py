@@ -10,7 +10,17 @@ from helpers import distributed
 from helpers.device import Device, decide, describe, quiet
 from helpers.memory import Prediction, Shape, predict
 from helpers.settings import Settings, shown
-from helpers.sources import ModelError, base_fingerprint, base_folder, check_files, reading, write_manifest
+from helpers.sources import (
+    LLAMA2_TEMPLATE,
+    ModelError,
+    base_fingerprint,
+    base_folder,
+    check_files,
+    reading,
+    revision_of,
+    write_manifest,
+)
+from helpers.updates import base_tensor
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -20,13 +30,15 @@ BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
 
 
 def load_tokenizer(settings: Settings):
-    """The tokenizer of the base model, with a padding token and a chat template.
+    """The tokenizer of the base model, with a padding token and a chat template (Llama 2's for Llama 2 without one).
 
     Raises:
         ModelError: if its files cannot be read, or the model has no chat template.
     """
     with reading(folder := base_folder(settings)):
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template is None and "llama-2-7b-chat" in settings.model.lower():
+        tokenizer.chat_template = LLAMA2_TEMPLATE
     if tokenizer.chat_template is None:
         raise ModelError(f"{settings.model} has no chat template: choose a chat or instruct model")
     if tokenizer.pad_token is None:  # labels are masked by position, so padding with EOS would be safe too
@@ -78,6 +90,9 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     model = read_model(folder, dtype=dtype, attn_implementation=attention, **extra)
+    for layer in model.modules() if device == "cpu" else ():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' path for inference on a CPU rewrites the 4-bit
+            layer.support_avx512bf16_for_cpu = False  # weights in place, without the double quantisation
     known, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().num_embeddings
     if known > rows:
         raise ModelError(f"the tokenizer of {settings.model} knows {known} tokens, the model only {rows}")
@@ -97,15 +112,14 @@ class Plan:
         """What was decided for a name, without the reason."""
         return self.decisions[name]["value"]
 
+    @property
+    def attention(self) -> str:
+        """The attention to load a model with: varlen serves training only, which sets it itself."""
+        return "sdpa" if self.value("attention") == "varlen" else self.value("attention")
+
     def load(self, settings: Settings):
         """The base model as planned: precision, attention, device."""
-        attention = self.value("attention")
-        return load_base(
-            settings,
-            self.value("precision"),
-            "sdpa" if attention == "varlen" else attention,  # varlen trains only; see helpers.training
-            self.device.torch_name,
-        )
+        return load_base(settings, self.value("precision"), self.attention, self.device.torch_name)
 
 
 def plan(settings: Settings, longest: int | None = None) -> Plan:
@@ -126,7 +140,11 @@ def plan(settings: Settings, longest: int | None = None) -> Plan:
 
 
 def adapter_config(settings: Settings) -> PeftConfig:
-    """The PEFT configuration of a method: dora and rslora are switches of LoRA, adalora shares ranks out by use."""
+    """The PEFT configuration of a method.
+
+    dora and rslora are switches of LoRA; adalora shares ranks out by use; pissa starts from the largest directions of
+    each weight, found by a randomised decomposition, and leaves the rest of the weight frozen (arXiv:2404.02948).
+    """
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
     common = {
         "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": targets, "bias": "none",
@@ -140,16 +158,52 @@ def adapter_config(settings: Settings) -> PeftConfig:
             tinit=settings.max_steps // 10, tfinal=settings.max_steps // 3, **common,
         )  # fmt: skip
     return LoraConfig(
-        r=settings.rank, use_dora=settings.method == "dora", use_rslora=settings.method == "rslora", **common
-    )
+        r=settings.rank, use_dora=settings.method == "dora", use_rslora=settings.method == "rslora",
+        init_lora_weights="pissa_niter_16" if settings.method == "pissa" else True, **common,
+    )  # fmt: skip
 
 
-def save_adapter(model: PeftModel, settings: Settings, folder: Path) -> None:
-    """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes."""
+def split_base(model: PeftModel, folder: Path) -> None:
+    """Take out of each adapted weight what its new PiSSA adapter holds. PEFT did so before the adapter was rounded.
+
+    Args:
+        folder: of the base model.
+    """
+    for name, layer in adapted_layers(model):
+        rest = layer.get_base_layer().weight
+        whole = base_tensor(folder, f"{name}.weight").to(rest.device)
+        rest.data = (whole - adapter_product(layer)).to(rest.dtype)
+
+
+def adapted_layers(model: PeftModel) -> list[tuple[str, torch.nn.Module]]:
+    """Names in the base model, and layers, that carry a LoRA adapter."""
+    return [(n, m) for n, m in model.get_base_model().named_modules() if hasattr(m, "get_delta_weight")]
+
+
+def adapter_product(layer: torch.nn.Module) -> torch.Tensor:
+    """alpha / r times B A of one layer, in fp32."""
+    return layer.scaling["default"] * (layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float())
+
+
+def save_start(model: PeftModel, folder: Path) -> None:
+    """Keep the adapter that PiSSA starts from: without it, the trained one cannot be put on the untouched base."""
+    config = model.peft_config["default"]
+    kept, config.init_lora_weights = config.init_lora_weights, True  # what is in the file is final, not to be derived
     model.save_pretrained(folder)
+    config.init_lora_weights = kept
+
+
+def save_adapter(model: PeftModel, settings: Settings, folder: Path, start: Path | None = None) -> None:
+    """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes.
+
+    Args:
+        start: the folder of `save_start`. The adapter is then saved as its difference from that start, a plain LoRA of
+            twice the rank for the untouched base.
+    """
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=start and str(start))
     base = {
         "model": settings.model,
-        "revision": settings.revision,
+        "revision": revision_of(settings),
         "fingerprint": base_fingerprint(base_folder(settings)),
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=1), encoding="utf-8")
@@ -172,8 +226,13 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
                 f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
                 f"{settings.model} as it is here: on another base it would load and answer nonsense"
             )
+    dtype = model.get_input_embeddings().weight.dtype
     with quiet(), reading(folder):
-        return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:

@@ -14,10 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
-           "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
-DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)),
+           "rslora": "#E69F00", "pissa": "#000000", "adalora": "#56B4E9"}  # fmt: skip
+DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)), "pissa": (0, (8, 2)),
           "adalora": (0, (3, 3))}  # fmt: skip
-HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "adalora": "++"}
+HATCHES = {
+    "base": "",
+    "lora": "",
+    "full": "//",
+    "qlora": "..",
+    "dora": "xx",
+    "rslora": "\\\\",
+    "pissa": "oo",
+    "adalora": "++",
+}
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00", "gradients": "#E69F00",
          "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order

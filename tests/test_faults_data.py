@@ -32,14 +32,14 @@ def reason(path, tokenizer, **changes) -> str:
 
 def test_row_22_rows_longer_than_max_length(tmp_path, tokenizer, capsys):
     """Such a row is dropped whole, counted and said; above a share of 5 % the run stops."""
-    long = [{"question": "word " * 3000, "answer": "The answer is: 1"}]
+    long = [{"question": f"{word} " * 3000, "answer": "The answer is: 1"} for word in ("one", "two")]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(LINES + [json.dumps(row) for row in long]))
     told = reason(path, tokenizer)
     assert "rows are longer than max_length = 1024 tokens (the longest has" in told and "raise max_length" in told
     data = prepare(settings_for("tiny", data=str(path)), tokenizer, max_lost=1.0)
-    assert data.counts == {"read": 21, "repeated": 0, "unused": 0, "dropped_too_long": 1}
-    assert "1 of 21 rows are longer than 1024 tokens and are left out" in capsys.readouterr().out
+    assert data.counts == {"read": 22, "unusable": 0, "repeated": 0, "unused": 0, "dropped_too_long": 2}
+    assert "2 of 22 rows are longer than 1024 tokens and are left out" in capsys.readouterr().out
     assert all(e.labels[-1] == tokenizer.eos_token_id for e in data.train + data.test)
 
 

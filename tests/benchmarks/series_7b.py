@@ -1,0 +1,177 @@
+"""The notebooks on the Llama-2-7B shape: python -m tests.benchmarks.series_7b --out DIR [--notebooks "00 01"] [--shape tiny]
+
+Makes a local folder with random weights of that shape (safetensors shards, the tiny model's tokenizer), runs the
+notebooks on it without a browser, with the profile llama2-7b, the bundled rows and a few steps, and prints and writes
+(``series-7b.json``) one line for each notebook: seconds, peak memory. Answers and scores mean nothing here.
+
+What ran before in DIR and did not change is not run again, so a machine that is lent for minutes can go on. Where
+papermill is absent, each notebook's code cells are executed one after the other in a child process, and the table says
+so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from helpers.device import describe, free_memory
+from helpers.memory import SHAPES
+from helpers.records import environment, git_state, now
+from helpers.settings import ROOT, settings_for
+from helpers.sources import base_folder
+
+import torch
+
+SHARD = {"Llama-2-7B": "5GB", "tiny": "100KB"}
+
+
+def make_model(folder: Path, shape: str) -> None:
+    """Random bf16 weights of a shape, in shards, and a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    if (folder / "config.json").is_file():
+        return
+    tiny = base_folder(settings_for("tiny"))
+    config = AutoConfig.from_pretrained(tiny)
+    if shape != "tiny":
+        s = SHAPES[shape]
+        config = LlamaConfig(
+            vocab_size=s.vocabulary, hidden_size=s.hidden, intermediate_size=s.intermediate, num_hidden_layers=s.layers,
+            num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, max_position_embeddings=4096,
+            tie_word_embeddings=s.tied, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda:0" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD[shape])
+
+
+class Watch:
+    """The most memory in use on the device while a block runs, whoever uses it, less what was in use before; bytes."""
+
+    def __enter__(self) -> Watch:
+        self.before = self.peak = self._used()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @staticmethod
+    def _used() -> int:
+        if not torch.cuda.is_available():
+            return 0
+        free, total = torch.cuda.mem_get_info(0)
+        return total - free
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            self.peak = max(self.peak, self._used())
+
+
+def run_cells(notebook: Path, parameters: dict) -> None:
+    """Execute a notebook's code cells in this process: no kernel, no outputs kept, figures drawn and thrown away."""
+    import types
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    if importlib.util.find_spec("IPython") is None:
+        shown = types.ModuleType("IPython.display")
+        shown.display = lambda *a, **_: print(*a)
+        shown.Markdown = shown.HTML = shown.Pretty = str
+        sys.modules |= {"IPython": types.ModuleType("IPython"), "IPython.display": shown}
+    from IPython.display import display
+
+    os.chdir(notebook.parent)
+    names: dict = {"__name__": "__main__", "display": display}
+    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook.stem} cell {number + 1}", "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names |= {name: value for name, value in parameters.items() if name in names}
+
+
+def execute(notebook: Path, parameters: dict, runs: Path) -> tuple[str, int | None]:
+    """Run one notebook, by the runner where papermill is there; its end and its largest resident memory."""
+    if importlib.util.find_spec("papermill"):
+        from helpers.runner import Options, Run, run_series
+
+        options = Options(profile="llama2-7b", parameters=parameters, runs_dir=str(runs))
+        end = run_series([notebook], options)
+        return end, Run(options).entry(notebook).get("peak")
+    runs.mkdir(exist_ok=True)
+    log = runs / f"{notebook.stem}.log"
+    given = parameters | {"profile": "llama2-7b", "runs_dir": str(runs)}
+    with open(log, "w", encoding="utf-8") as handle:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.series_7b", "--cells", str(notebook),
+             "--parameters", json.dumps(given)], cwd=ROOT, stdout=handle, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        print(*log.read_text(encoding="utf-8").splitlines()[-15:], sep="\n")
+    return "ok" if done.returncode == 0 else f"exit {done.returncode}", None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("series-7b"))
+    parser.add_argument("--notebooks", default="00 01 02 03 04 05 06")
+    parser.add_argument("--shape", default="Llama-2-7B", choices=SHARD)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cells", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--parameters", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.cells:
+        return run_cells(given.cells.resolve(), json.loads(given.parameters))
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    make_model(out / "model", given.shape)
+    free_memory()
+    print(f"{given.shape}: model folder after {time.perf_counter() - begin:.0f} s", flush=True)
+    by_cells = importlib.util.find_spec("papermill") is None
+    if by_cells:
+        print("papermill is absent: code cells are executed in a child process for each notebook, without a kernel")
+    parameters = {"model": str(out / "model"), "data": "bundled", "max_steps": given.steps}
+    table = out / "series-7b.json"
+    rows = {r["notebook"]: r for r in json.loads(table.read_text())["rows"]} if table.is_file() else {}
+    for number in given.notebooks.split():
+        notebook = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
+        if rows.get(notebook.stem, {}).get("status") == "ok":
+            continue
+        start = time.perf_counter()
+        with Watch() as watch:
+            end, resident = execute(notebook, parameters, out / "runs")
+        rows[notebook.stem] = {
+            "notebook": notebook.stem, "status": end, "seconds": round(time.perf_counter() - start, 1),
+            "peak_memory": watch.peak - watch.before or None, "resident": resident,
+        }  # fmt: skip
+        commit, dirty = git_state(ROOT)
+        table.write_text(json.dumps({
+            "what": f"{given.shape} with random weights, bundled rows, {given.steps} steps", "made": now(), "commit": commit,
+            "dirty": dirty, "device": describe().to_dict(), "environment": environment(), "cells_only": by_cells,
+            "rows": list(rows.values()),
+        }, indent=1), encoding="utf-8")  # fmt: skip
+        if end != "ok":
+            break
+    print(f"\n{'notebook':<18}{'status':<10}{'seconds':>9}{'device GB':>11}{'main GB':>9}")
+    for row in rows.values():
+        sizes = [f"{row[k] / 1e9:.1f}" if row[k] else "-" for k in ("peak_memory", "resident")]
+        print(f"{row['notebook']:<18}{row['status']:<10}{row['seconds']:>9.1f}{sizes[0]:>11}{sizes[1]:>9}")
+    sys.exit(any(row["status"] != "ok" for row in rows.values()))
+
+
+if __name__ == "__main__":
+    main()

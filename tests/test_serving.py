@@ -1,0 +1,77 @@
+"""A merged model served, asked and stopped; and the faults that a reader meets."""
+
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from helpers.inference import generate, load_saved, merge
+from helpers.serving import ServingError, serving, vllm_command
+from helpers.settings import settings_for
+
+import psutil
+import pytest
+from openai import OpenAI
+
+
+@pytest.fixture(scope="module")
+def merged(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "merged"
+    merge(runs.settings("lora"), folder)
+    return folder
+
+
+def servers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "serve" in p.cmdline()]
+
+
+def test_ten_clients_get_the_models_own_answers_and_the_server_is_always_stopped(merged, runs):
+    model, tokenizer = load_saved(merged, "sdpa")
+    prompts = [e.prompt for e in runs.data.test[:10]]
+    own = [generate(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    with pytest.raises(ZeroDivisionError), serving(merged) as address:
+        port = int(address.split(":")[2].split("/")[0])
+        assert {c.laddr.ip for c in servers()[0].net_connections() if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        client = OpenAI(base_url=address, api_key="none")
+
+        def ask(prompt, **how):
+            return client.chat.completions.create(
+                model="merged", messages=prompt, max_tokens=8, temperature=0, **how
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(10) as pool:
+            said = [a.choices[0].message.content.strip() for a in pool.map(ask, prompts)]
+        assert said == own
+        pieces = [piece.choices[0].delta.content or "" for piece in ask(prompts[0], stream=True) if piece.choices]
+        assert len(pieces) > 1 and "".join(pieces).strip() == own[0]
+        with pytest.raises(ServingError, match=r"port \d+ is in use by another program: .*, such as \d+"):
+            serving(merged, port).__enter__()
+        raise ZeroDivisionError  # as a cell that fails would
+    assert servers() == []
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+
+
+def test_a_server_that_cannot_start_says_why(merged, tmp_path, monkeypatch):
+    with pytest.raises(ServingError, match="no model in"), serving(tmp_path):
+        pass
+    fails = tmp_path / "python"
+    fails.write_text("#!/bin/sh\necho Traceback\necho the weights are missing\nexit 1\n")
+    fails.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(fails))
+    with (
+        pytest.raises(ServingError, match="ended with code 1 while starting: the weights are missing"),
+        serving(merged),
+    ):
+        pass
+    assert servers() == []
+
+
+def test_the_commands_for_vllm_name_this_run_and_no_other_port(runs):
+    settings = runs.settings("lora")
+    merged, adapter = vllm_command(settings, merged=True), vllm_command(settings, merged=False)
+    assert "vllm serve /series/merged" in merged and "--enable-lora" not in merged
+    assert "--enable-lora --max-lora-rank 8 --lora-modules answers=/series/lora-s0/adapter" in adapter
+    assert "vllm serve meta-llama/Llama-2-7b-chat-hf " in vllm_command(
+        settings_for("llama2-7b", model="meta-llama/Llama-2-7b-chat-hf"), merged=False
+    )
+    for command in (merged, adapter):
+        assert "-p 127.0.0.1:8000:8000" in command and "--privileged" not in command
