@@ -100,7 +100,7 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> list[str]:
     failed = faults(profile, kit)
     _cut_off(kit)
     os.environ |= environment(kit) | {"HF_HUB_OFFLINE": "1"}
-    from helpers.runner import Options, find_notebooks, run_series
+    from helpers.runner import find_notebooks, run_all
 
     if (kit / "wheels").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-index",
@@ -111,7 +111,7 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> list[str]:
         print(f"installation from the wheels: {'fails' if done.returncode else 'would work'}")
     with tempfile.TemporaryDirectory() as runs:
         for notebook in find_notebooks(notebooks):
-            end = run_series([notebook], Options(profile, {}, runs), say=lambda line: None)
+            end = run_all(profile, notebook.stem, runs_dir=runs, say=lambda line: None)
             status = json.loads((Path(runs) / profile / "status.json").read_text(encoding="utf-8"))["notebooks"]
             entry = status[notebook.stem]
             print(f"{notebook.stem}: {end}, {entry['seconds']:.0f} s", flush=True)

@@ -124,16 +124,12 @@ RISKY = (
 
 
 def test_gpu_flags_are_no_more_than_needed():
-    advised = {
-        name: re.sub(r"## What not to copy.*?(?=\n## |\Z)", "", text, flags=re.S) for name, text in product().items()
+    """The commands themselves are checked in test_packaging.py; here, that nothing else advises more."""
+    risky = {
+        f"{name}: {p[:60]}": p for name, text in product().items() for p in text.split("\n\n") if re.search(RISKY, p)
     }
-    advice = [f"{name}: {p[:60]}" for name, text in advised.items() for p in text.split("\n\n")
-              if re.search(RISKY, p) and "should leave out" not in p]  # fmt: skip
-    assert advice == [], "outside the passage that says what to leave out"
-    (command,) = re.findall(r"^docker run .*?[^\\]\n\n", read("README.md"), re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"--device (\S+)", command)) == {"/dev/kfd", "/dev/dri/renderD128"}
-    assert re.findall(r"-p (\S+)", command) == ["127.0.0.1:8888:8888"]
-    assert "--cap-drop ALL" in command and "no-new-privileges" in command
+    assert risky, "the table that says what not to copy is gone"
+    assert [where for where, p in risky.items() if not p.startswith("| option | what it gives away |")] == []
 
 
 def test_init_reaps_children():
