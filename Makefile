@@ -76,7 +76,7 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
-	@$(PY) -m helpers.catchup --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)" $(CATCH_UP_ARGS)
+	@$(PY) -m helpers.catchup --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
 
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)

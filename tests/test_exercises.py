@@ -13,7 +13,7 @@ from helpers.exercises import data as rows
 from helpers.exercises import inference as using
 from helpers.memory import SHAPES, lora_parameters
 from helpers.models import plan
-from helpers.runner import find_notebooks
+from helpers.parameters import find_notebooks
 from helpers.scenes import FAULTS, case, fresh
 from helpers.settings import ROOT, settings_for
 from helpers.sources import base_folder

@@ -28,9 +28,9 @@ def case_solved(faults, *, case: Data, tokenizer) -> str:
 
 
 @check
-def steps_of_an_epoch(steps, *, model, rows: list, batch_size: int, accumulation: int, devices: int) -> str:
+def steps_of_an_epoch(steps_taken, *, model, rows: list, batch_size: int, accumulation: int, devices: int) -> str:
     """Optimizer steps of one epoch if so many GPUs are visible; the Trainer of transformers runs it."""
-    said = number(steps, "steps")
+    said = number(steps_taken, "steps_taken")
     taken = fit_with_trainer(model, rows, batch_size, devices, accumulation).state.global_step
     for rows_a_step, otherwise in (
         (batch_size, "that is without accumulation and on one device."),
