@@ -24,7 +24,26 @@ export TOKENIZERS_PARALLELISM := false
 
 quote = '$(subst ','\'',$(1))'
 
-.PHONY: help setup doctor model run-all lab test campaign lint checks image-check env-check canary clean
+# KIT=folder: work without a network, from a folder that `make fetch` filled
+ifdef KIT
+MODELS_DIR := $(abspath $(KIT))/models
+HF_HUB_CACHE := $(abspath $(KIT))/hub
+HF_DATASETS_CACHE := $(abspath $(KIT))/datasets
+HF_HUB_OFFLINE := 1
+export MODELS_DIR HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE
+ifneq ($(wildcard $(KIT)/wheels),)
+PIP_NO_INDEX := 1
+PIP_FIND_LINKS := $(abspath $(KIT))/wheels
+export PIP_NO_INDEX PIP_FIND_LINKS
+endif
+endif
+TO ?= kit
+
+.PHONY: help setup doctor model run-all lab test campaign lint checks image-check env-check canary clean fetch rehearse site slides browser hub hub-check
+
+# what only one target needs is installed by that target, at its pinned versions
+, := ,
+extra = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(VENV)/torch.txt -e '.[$(1)]'
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -80,6 +99,40 @@ env-check: $(READY)  ## install environment.yml's pip part into a fresh environm
 canary: $(READY)  ## the same with the newest release of every package, to learn early what breaks
 	@$(PY) tests/check_environment.py --python "$(PYTHON)" --torch "$(TORCH)" --newest
 
+fetch: $(READY)  ## bring what PROFILE needs into the folder TO; WHEELS=1 adds the packages of this environment
+	@test -z "$(WHEELS)" || { mkdir -p "$(TO)/wheels" && $(PY) -m pip download --quiet --dest "$(TO)/wheels" $(TORCH) \
+	  && $(PY) -m pip download --quiet --dest "$(TO)/wheels" --find-links "$(TO)/wheels" -c constraints.txt -c $(VENV)/torch.txt '.[test]' 'setuptools>=77'; }
+	@$(PY) -m helpers.offline fetch "$(TO)" --profile "$(PROFILE)"
+
+rehearse: $(READY)  ## run the series from the folder KIT, read-only, with the network cut off
+	@test -n "$(KIT)" || { echo "error: say which folder: make rehearse KIT=folder"; exit 2; }
+	@$(PY) -m helpers.offline rehearse "$(KIT)" --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)"
+
+site: $(READY)  ## build the site in site/html from the executed notebooks of PROFILE
+	@$(call extra,site)
+	@$(PY) -m docs.build_site --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)"
+
+slides: $(READY)  ## make a deck of slides in site/slides from each executed notebook of PROFILE
+	@$(call extra,site)
+	@$(PY) -m docs.build_slides --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)"
+
+browser: $(READY)  ## drive the series, the site and the slides in Chromium, on the tiny profile
+	@$(call extra,site$(,)checks)
+	@$(PY) -m pytest tests/browser $(TEST_ARGS)
+
+PROXY := $(VENV)/bin/configurable-http-proxy
+$(PROXY):
+	@command -v npm > /dev/null || { echo "error: JupyterHub's proxy needs Node.js and npm: apt install nodejs npm"; exit 1; }
+	@npm install --silent --global --prefix $(VENV) configurable-http-proxy@5.3.0
+
+hub: $(READY) $(PROXY)  ## a JupyterHub for a room: one seat a person; see docs/instructor.md
+	@$(call extra,hub)
+	@PATH="$(abspath $(VENV))/bin:$$PATH" jupyterhub -f docs/workshop/jupyterhub_config.py $(HUB_ARGS)
+
+hub-check: $(READY) $(PROXY)  ## start that JupyterHub with two users and look at their seats
+	@$(call extra,hub)
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop $(TEST_ARGS)
+
 clean:  ## remove results and caches; keeps the environment and the models
-	rm -rf runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,10 +1,12 @@
 """Figures from records and counts. Each function takes an Axes, draws on it and returns it; none writes a file.
 
-Colours are told apart by colour-blind readers (Okabe and Ito), and no figure relies on colour alone.
+Colours are told apart by colour-blind readers (Okabe and Ito), and no figure relies on colour alone: lines differ in
+their dashes, surfaces in their hatching. Importing this module gives every figure of a notebook its alternative text.
 """
 
 from __future__ import annotations
 
+from helpers import alt_text
 from helpers.comparison import GB, accuracy, by_method, wilson
 from helpers.records import RunRecord
 
@@ -18,7 +20,9 @@ DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1,
 HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "adalora": "++"}
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "gradients": "#E69F00", "optimizer": "#D55E00",
          "masters": "#F0E442", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
+PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "**")  # of neighbouring surfaces, in their order
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
+alt_text.switch_on()
 
 
 def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
@@ -47,10 +51,11 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
     names = list(predictions)
     left = [0.0] * len(names)
     peaks = [predictions[name]["total"] / GB for name in names]
-    for part, colour in PARTS.items():
+    for (part, colour), hatch in zip(PARTS.items(), PATTERNS, strict=True):
         sizes = [predictions[name].get(part, 0) / GB for name in names]
         if max(sizes) > 0:
-            axes.barh(names, sizes, left=left, color=colour, label=part.replace("_", " "), edgecolor="white")
+            label = part.replace("_", " ")
+            axes.barh(names, sizes, left=left, color=colour, hatch=hatch, label=label, edgecolor="white")
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     axes.plot(
         peaks, names, "|", color="black", markersize=22, markeredgewidth=3, linestyle="none", label="predicted peak"
@@ -69,7 +74,7 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
 
 
 def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None) -> Axes:
-    """Memory in use over time, with the phase of each sample as a coloured ground and a letter in the legend."""
+    """Memory in use over time, with the phase of each sample as a coloured and hatched ground."""
     points = [p for p in record.memory["timeline"] if seconds is None or p[0] <= seconds]
     times, used = [p[0] for p in points], [p[1] / GB for p in points]
     spans: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
@@ -79,16 +84,16 @@ def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None)
             spans[phase][-1] = (last[0], after - last[0])
         else:
             spans[phase].append((before, after - before))
-    for phase, found in spans.items():
+    for (phase, found), hatch in zip(spans.items(), PATTERNS, strict=False):
         if found:
-            axes.broken_barh(found, (0, 1), color=PHASES[phase], alpha=0.5, linewidth=0, label=phase,
-                             transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-pre")
+            axes.broken_barh(found, (0, 1), facecolor=PHASES[phase], hatch=hatch, edgecolor="white", alpha=0.5, linewidth=0,
+                             label=phase, transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-pre", label="in use")
     axes.axhline(record.memory["peak"] / GB, color="black", linestyle=":", linewidth=1)
     axes.text(times[0], record.memory["peak"] / GB, f" peak {record.memory['peak'] / GB:.2f} GB", va="bottom")
     axes.set(xlabel="seconds since the start", ylabel="GB in use", title=f"Memory over time: {record.method}")
     axes.set_ylim(0, 1.2 * max(max(used), record.memory["peak"] / GB))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=6, frameon=False)
     return axes
 
 
@@ -96,7 +101,7 @@ def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> A
     """Tokens a row for each split, with ``max_length`` as a line."""
     longest = max(max(v) for v in lengths.values() if v)
     axes.hist(list(lengths.values()), bins=range(0, longest + 6, 5), stacked=True, label=list(lengths), edgecolor="white",
-              color=["#0072B2", "#E69F00", "#009E73", "#CC79A7"][: len(lengths)])  # fmt: skip
+              color=["#0072B2", "#E69F00", "#009E73", "#CC79A7"][: len(lengths)], hatch=list(PATTERNS[: len(lengths)]))  # fmt: skip
     axes.axvline(limit, color="black", linestyle="--")
     axes.text(limit, axes.get_ylim()[1] * 0.95, f" max_length {limit}", va="top", ha="right", rotation=90)
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of the rows")

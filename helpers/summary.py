@@ -64,10 +64,9 @@ def failing_cell(notebook: nbformat.NotebookNode, number: int, lines: int = 15) 
     return {"source": cell.source, "last_lines": "\n".join(text.splitlines()[-lines:])}
 
 
-def write_html(notebook: Path) -> Path:
-    """Render an executed notebook beside itself, figures inside; formulas become MathML, so no network is needed."""
+def markdown_to_html(source: str) -> str:
+    """Markdown with its formulas as MathML, which browsers show without a script and without a network."""
     from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     def formula(body: str, display: str) -> str:
@@ -83,12 +82,15 @@ def write_html(notebook: Path) -> Path:
         def inline_math(self, body: str) -> str:
             return formula(body, "inline")
 
-    def markdown2html(context, source: str) -> str:
-        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+    return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
 
-    markdown2html.contextfilter = True
+
+def write_html(notebook: Path) -> Path:
+    """Render an executed notebook beside itself, figures inside."""
+    from nbconvert import HTMLExporter
+
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
-    exporter.register_filter("markdown2html", lambda source: markdown2html(None, source))
+    exporter.register_filter("markdown2html", markdown_to_html)
     body, _ = exporter.from_filename(str(notebook))
     page = notebook.with_suffix(".html")
     write_atomically(page, body)

@@ -1,0 +1,78 @@
+"""Figures can be read without seeing them, and without telling colours apart."""
+
+import re
+from itertools import combinations
+
+from helpers import plotting
+from helpers.alt_text import describe, to_html
+from helpers.comparison import GB
+from helpers.records import load_reference
+from helpers.runner import find_notebooks
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return [r for r in load_reference("small-cpu") if r.method != "base"]
+
+
+def test_a_description_says_title_axes_course_and_values(axes, trained):
+    words = describe(plotting.loss_curves(trained, axes).figure)
+    losses = [s["loss"] for s in trained[0].steps]
+    assert words.startswith(
+        "Training loss, mean of 10 steps; across: step; up: training loss, nats a token (logarithmic)"
+    )
+    assert (
+        f"{trained[0].method}, seed 0, from 1: {losses[0]:.3g} to {len(losses)}: {sum(losses[-10:]) / 10:.3g}" in words
+    )
+    axes.clear()
+    assert "fp32: 1.25; bf16: 250" in describe(plotting.bars({"fp32": 1.25, "bf16": 250.0}, axes, "TFLOP/s").figure)
+    axes.clear()
+    parts = trained[0].memory["predicted"]
+    words = describe(plotting.memory_parts({"<lora> & co": parts}, axes).figure)
+    assert f"weights, <lora> & co: {parts['weights'] / GB:.3g}" in words
+    assert 'alt="Predicted memory by part; ' in to_html(axes.figure) and "&lt;lora&gt; &amp; co" in to_html(axes.figure)
+
+
+def test_no_two_marks_of_a_figure_differ_in_colour_alone(axes, trained):
+    sweep = [r for r in load_reference("sweep-h200") if r.settings["rank"] == 16 and r.method in ("lora", "full")]
+    drawings = (
+        lambda: plotting.loss_curves(trained, axes),
+        lambda: plotting.sweep(sweep, axes),
+        lambda: plotting.update_energy(trained, axes, "q_proj"),
+        lambda: plotting.memory_parts({r.method: r.memory["predicted"] for r in trained}, axes),
+        lambda: plotting.memory_timeline(trained[0], axes),
+        lambda: plotting.length_histogram({"train": [20, 30], "test": [25], "validation": [40]}, 160, axes),
+    )
+    for draw in drawings:
+        axes.clear()
+        draw()
+        looks = [_look(handle) for handle in axes.get_legend_handles_labels()[0]]
+        assert len(looks) > 1 and all(a != b for a, b in combinations(looks, 2)), (looks, axes.get_title())
+
+
+def _look(handle) -> tuple:
+    """How a legend's mark looks to somebody who sees no colours."""
+    handle = getattr(handle, "patches", [handle])[0]
+    if hasattr(handle, "get_hatch"):
+        return ("surface", handle.get_hatch())
+    dashes = handle._dash_pattern if handle.get_linestyle() != "None" else None
+    return ("line", str(dashes), handle.get_marker())
+
+
+@pytest.mark.parametrize("notebook", find_notebooks(), ids=lambda p: p.stem)
+def test_every_figure_of_the_series_has_its_description(series, notebook):
+    cells = nbformat.read(series.folder / "notebooks" / notebook.name, 4).cells
+    for data in [o.data for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]:
+        (alt,) = re.findall(r'<img alt="([^"]*)" src="data:image/png', data.get("text/html", "")) or [""]
+        assert len(alt) > 20, f"alternative text {alt!r}: import helpers.plotting"

@@ -1,0 +1,36 @@
+"""The rehearsal itself: the network cut off, the folder read-only, a fault named."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from helpers.settings import ROOT
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    subprocess.run(["unshare", "--map-root-user", "--net", "--mount", "true"], capture_output=True).returncode != 0,
+    reason="this account may not make a namespace without a network",
+)
+
+
+def offline(*arguments) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("MODELS_DIR", "HF_HUB_OFFLINE")} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    command = [sys.executable, "-m", "helpers.offline", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_the_series_runs_from_the_folder_alone_and_without_the_model_it_says_what_fails(tmp_path):
+    kit = tmp_path / "kit"
+    assert offline("fetch", kit, "--profile", "tiny").returncode == 0
+    done = offline("rehearse", kit, "--profile", "tiny", "--notebooks", "00 01")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "network: cut off" in done.stdout and "Read-only file system" in done.stdout
+    assert "The workshop can be held from this folder." in done.stdout
+    shutil.rmtree(kit / "models/tiny")
+    done = offline("rehearse", kit, "--profile", "tiny", "--notebooks", "01")
+    assert done.returncode == 1 and "models/tiny/model.safetensors is missing" in done.stdout
+    assert "01_data" in done.stdout.partition("would have failed:")[2]
