@@ -121,7 +121,7 @@ slides: $(READY)  ## make a deck of slides in site/slides from each executed not
 	@$(PY) -m docs.build_slides --profile "$(PROFILE)" --runs-dir "$(RUNS_DIR)"
 
 browser: $(READY)  ## drive the series, the site and the slides in Chromium, on the tiny profile
-	@$(call extra,site$(,)browser)
+	@$(call extra,site$(,)checks)
 	@$(PY) -m pytest tests/browser $(TEST_ARGS)
 
 PROXY := $(VENV)/bin/configurable-http-proxy

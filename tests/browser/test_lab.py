@@ -40,10 +40,13 @@ class Lab:
         before = (self.folder / notebook).stat().st_mtime_ns
         page.keyboard.press("Control+s")
         for _ in range(100):
+            time.sleep(0.2)
             if (self.folder / notebook).stat().st_mtime_ns != before:
-                break
-            time.sleep(0.1)
-        return [c for c in nbformat.read(self.folder / notebook, 4).cells if c.cell_type == "code"]
+                try:
+                    return [c for c in nbformat.read(self.folder / notebook, 4).cells if c.cell_type == "code"]
+                except nbformat.reader.NotJSONError:  # half written
+                    continue
+        raise AssertionError(f"{notebook} was not saved")
 
 
 @pytest.fixture(scope="module")
