@@ -329,12 +329,18 @@ def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
     """
     labels = batch["labels"][batch["labels"] != IGNORED].tolist()
     expected = sorted(label for row in rows for label in row.labels if label != IGNORED)
-    ends = labels.count(tokenizer.eos_token_id)
-    _require(len(labels) <= len(expected), "padding ignored", "", "padding takes part in the loss")
-    return _require(
-        sorted(labels) == expected,
+    ends, due = labels.count(tokenizer.eos_token_id), expected.count(tokenizer.eos_token_id)
+    guard = _require(
+        ends >= due,
         "EOS in the batch",
         f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows",
-        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows, {len(labels)} labels where the rows have "
-        f"{len(expected)}: the model would never learn to stop",
+        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows, {due} are due: the model would never "
+        "learn to stop",
     )
+    _require(
+        sorted(labels) == expected,
+        "labels of the batch",
+        "",
+        f"{len(labels)} labels where the rows have {len(expected)}: padding or a question takes part in the loss",
+    )
+    return guard

@@ -87,7 +87,7 @@ def test_padding_and_eos_of_a_batch_are_checked(data, tokenizer):
         with pytest.raises(GuardError, match="never learn to stop"):
             batch_is_supervised(masked, rows, tokenizer)
         padded = dict(batch, labels=torch.where(batch["input_ids"] == 3, batch["input_ids"], batch["labels"]))
-        with pytest.raises(GuardError, match="padding takes part"):
+        with pytest.raises(GuardError, match="padding or a question takes part"):
             batch_is_supervised(padded, rows, tokenizer)
 
 
