@@ -190,8 +190,8 @@ UNPINNED = {"mlabonne/guanaco-llama2-1k"}
 
 def test_hub_revisions_are_pinned():
     named = {}
-    for profile in PROFILES.values():
-        named |= {profile["model"]: profile["revision"], profile["data"]: profile["data_revision"]}
+    for chosen in map(settings_for, PROFILES):
+        named |= {chosen.model: chosen.revision, chosen.data: chosen.data_revision}
     ids = {source for source in named if "/" in source}
     assert ids > UNPINNED
     for source in ids - UNPINNED:

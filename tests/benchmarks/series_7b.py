@@ -106,11 +106,11 @@ def run_cells(notebook: Path, parameters: dict) -> None:
 def execute(notebook: Path, parameters: dict, runs: Path) -> tuple[str, int | None]:
     """Run one notebook, by the runner where papermill is there; its end and its largest resident memory."""
     if importlib.util.find_spec("papermill"):
-        from helpers.runner import Options, Run, run_series
+        from helpers.runner import run_all
+        from helpers.status import Status
 
-        options = Options(profile="llama2-7b", parameters=parameters, runs_dir=str(runs))
-        end = run_series([notebook], options)
-        return end, Run(options).entry(notebook).get("peak")
+        end = run_all("llama2-7b", notebook.stem, parameters, str(runs))
+        return end, Status(runs / "llama2-7b", "llama2-7b").entry(notebook).get("peak")
     runs.mkdir(exist_ok=True)
     log = runs / f"{notebook.stem}.log"
     given = parameters | {"profile": "llama2-7b", "runs_dir": str(runs)}
