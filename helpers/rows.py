@@ -75,7 +75,7 @@ def conversations(settings: Settings) -> Found:
         raise DataError("\n".join(lines[:NAMED]) + more)
     if not good:
         raise DataError(f"{settings.data} holds no rows")
-    return Found(good, len(faults), revision)
+    return Found(good, bad, revision)
 
 
 def to_messages(row: dict, where: str) -> list[dict]:

@@ -286,7 +286,8 @@ def train(
         if settings.method == "pissa":
             split_base(model, base_folder(settings))
             checks.append(guards.splits_the_base(model, base_folder(settings)))
-            save_start(model, folder / "start")
+            if distributed.is_main():
+                save_start(model, folder / "start")
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
         if settings.save_steps and processes == 1:  # the newest is written before the one before it is removed
