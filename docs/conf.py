@@ -3,8 +3,8 @@
 project = "Fine-tuning notebooks"
 root_doc = "index"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
-exclude_patterns = ["notebooks/solutions", "**/.ipynb_checkpoints"]
-suppress_warnings = ["mystnb.unknown_mime_type", "toc.not_included"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+suppress_warnings = ["mystnb.unknown_mime_type", "toc.not_included", "myst.header"]
 
 # the notebooks come executed, out of runs/<profile>
 nb_execution_mode = "off"

@@ -158,8 +158,13 @@ def test_an_idle_seat_is_freed_and_its_files_stay(hub):
     url, process, folder = hub
 
     def seats() -> list[str]:
-        lines = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
-        return [line for line in lines if "jupyterhub-singleuser" in line]
+        found = []
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                found.append(" ".join(child.cmdline()))
+            except psutil.Error:  # it ended in the meantime
+                continue
+        return [line for line in found if "jupyterhub-singleuser" in line]
 
     for _ in range(120):
         if not seats():
