@@ -1,7 +1,7 @@
 """The notebooks on the Llama-2-7B shape: python -m tests.benchmarks.series_7b --out DIR [--notebooks "00 01"] [--shape tiny]
 
 Makes a local folder with random weights of that shape (safetensors shards, the tiny model's tokenizer), runs the
-notebooks on it without a browser, with the profile llama2-7b, the bundled rows and a few steps, and prints and writes
+notebooks on it without a browser, with the profile llama2-7b, made-up rows and a few steps, and prints and writes
 (``series-7b.json``) one line for each notebook: seconds, peak memory. Answers and scores mean nothing here.
 
 What ran before in DIR and did not change is not run again, so a machine that is lent for minutes can go on. Where
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -52,6 +53,18 @@ def make_model(folder: Path, shape: str) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
     model.save_pretrained(folder, max_shard_size=SHARD[shape])
+
+
+def make_rows(file: Path) -> None:
+    """Chat rows of ragged length without an answer that could be scored, as guanaco's are."""
+    rng = random.Random(0)
+    with file.open("w", encoding="utf-8") as handle:
+        for number in range(600):
+            words = rng.choices(
+                "memory weight rank step token layer batch loss head query value key".split(), k=rng.randint(8, 160)
+            )
+            row = {"question": f"Say something about topic {number}.", "answer": " ".join(words)}
+            handle.write(json.dumps(row) + "\n")
 
 
 class Watch:
@@ -152,7 +165,8 @@ def main() -> None:
     by_cells = importlib.util.find_spec("papermill") is None
     if by_cells:
         print("papermill is absent: code cells are executed in a child process for each notebook, without a kernel")
-    parameters = {"model": str(out / "model"), "data": "bundled", "max_steps": given.steps}
+    make_rows(out / "rows.jsonl")
+    parameters = {"model": str(out / "model"), "data": str(out / "rows.jsonl"), "max_steps": given.steps}
     table = out / "series-7b.json"
     rows = {r["notebook"]: r for r in json.loads(table.read_text())["rows"]} if table.is_file() else {}
     for number in given.notebooks.split():
@@ -168,7 +182,7 @@ def main() -> None:
         }  # fmt: skip
         commit, dirty = git_state(ROOT)
         table.write_text(json.dumps({
-            "what": f"{given.shape} with random weights, bundled rows, {given.steps} steps", "made": now(), "commit": commit,
+            "what": f"{given.shape} with random weights, made-up rows, {given.steps} steps", "made": now(), "commit": commit,
             "dirty": dirty, "device": describe().to_dict(), "environment": environment(), "cells_only": by_cells,
             "rows": list(rows.values()),
         }, indent=1), encoding="utf-8")  # fmt: skip
