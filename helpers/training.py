@@ -149,9 +149,14 @@ class Steps(TrainerCallback):
         self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
+def keeps_checkpoints(settings: Settings) -> bool:
+    """A run that ends before its first checkpoint is due keeps none; nor does one of several processes."""
+    return 0 < settings.save_steps < settings.max_steps and distributed.processes() == 1
+
+
 def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
     _, accumulation = distributed.share(settings)
-    keeps = settings.save_steps > 0 and distributed.processes() == 1
+    keeps = keeps_checkpoints(settings)
     arguments = SFTConfig(
         output_dir=str(folder / records.CHECKPOINTS), max_steps=settings.max_steps, seed=settings.seed,
         per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,  # one micro-batch of rows
@@ -290,7 +295,7 @@ def train(
                 save_start(model, folder / "start")
         checks += guards.trains_what_it_says(model, settings)
         trainable, total = guards.count(model)
-        if settings.save_steps and processes == 1:  # the newest is written before the one before it is removed
+        if keeps_checkpoints(settings):  # the newest is written before the one before it is removed
             preflight.disk_space(folder, 2 * size(model), "two checkpoints")
         watch = guards.WeightWatch(model)
         load = time.perf_counter() - load

@@ -61,7 +61,21 @@ def make_rows(file: Path) -> None:
     with file.open("w", encoding="utf-8") as handle:
         for number in range(600):
             words = rng.choices(
-                "memory weight rank step token layer batch loss head query value key".split(), k=rng.randint(8, 160)
+                [
+                    "memory",
+                    "weight",
+                    "rank",
+                    "step",
+                    "token",
+                    "layer",
+                    "batch",
+                    "loss",
+                    "head",
+                    "query",
+                    "value",
+                    "key",
+                ],
+                k=rng.randint(8, 160),
             )
             row = {"question": f"Say something about topic {number}.", "answer": " ".join(words)}
             handle.write(json.dumps(row) + "\n")
