@@ -97,17 +97,13 @@ class Collator:
             "max_length_q": self.longest,
         }
 
+    def tokens(self, order: list[list[Example]]) -> int:
+        """Tokens that the device works through, padding included, for these micro-batches."""
+        lengths = [[len(row.input_ids) for row in rows] for rows in order]
+        if self.flat:
+            return sum(_up(sum(each), self.multiple) for each in lengths)
+        return sum(len(each) * _up(max(each), self.multiple) for each in lengths)
+
 
 def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-def padded_tokens(order: list[list[Example]], collator: Collator) -> int:
-    """Tokens that the device works through, padding included, for all micro-batches of a run."""
-    total = 0
-    for rows in order:
-        lengths = [len(r.input_ids) for r in rows]
-        total += (
-            _up(sum(lengths), collator.multiple) if collator.flat else len(rows) * _up(max(lengths), collator.multiple)
-        )
-    return total

@@ -209,3 +209,45 @@ def sweep(records: list[RunRecord], axes: Axes) -> Axes:
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
+
+
+def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
+    """Tokens per second of each rung of helpers.ladder, first at the top, and the most that the machine could do."""
+    names, speeds = [rung["name"] for rung in found], [rung["tokens_per_second"] for rung in found]
+    axes.barh(names, speeds, color="#0072B2")
+    for row, speed in enumerate(speeds):
+        axes.text(speed, row, f"  {speed:,.0f} ({speed / speeds[0]:.1f}x)", va="center", fontsize=9)
+    axes.axvline(ceiling, color="black", linestyle="--", label=f"matrix products alone: {ceiling:,.0f}")
+    axes.set(xlabel="real tokens a second", xlim=(0, 1.15 * max(ceiling, 1.3 * max(speeds))))
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", fontsize=9)
+    return axes
+
+
+def rung_memory(found: list[dict], axes: Axes) -> Axes:
+    """Peak memory of each rung of helpers.ladder, in GB; the axes share their rows with :func:`rungs`."""
+    sizes = [rung["peak"] / GB for rung in found]
+    axes.barh([rung["name"] for rung in found], sizes, color="#E69F00", hatch="//", edgecolor="white")
+    for row, size in enumerate(sizes):
+        axes.text(size, row, f"  {size:.3g}", va="center", fontsize=9)
+    axes.set(xlabel="peak memory, GB", xlim=(0, 1.2 * max(sizes)))
+    return axes
+
+
+GROWS = {"row length, tokens": "rows of", "tokens a step": "tokens a step", "rank, all linear layers": "rank"}
+
+
+def growth(rows: list[dict], panels) -> None:
+    """Tokens per second against row length, tokens a step and rank, from tests/benchmarks/speed.py, in three panels."""
+    for axes, (label, words) in zip(panels, GROWS.items(), strict=True):
+        points = sorted(
+            (int("".join(c for c in row["name"] if c.isdigit())), row["tokens_per_second"])
+            for row in rows if words in row["name"] and "tokens_per_second" in row
+        )  # fmt: skip
+        axes.plot(*zip(*points, strict=True), marker="o", color="#0072B2")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set(xlabel=label, ylim=(0, None))
+        axes.tick_params(axis="x", rotation=45)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("tokens a second")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import attention, distributed, guards, preflight, records
-from helpers.batches import Collator, padded_tokens, training_order
+from helpers.batches import Collator, training_order
 from helpers.checkpoints import Checkpoint, Checkpoints, conditions, load_trained, save_trained, size
 from helpers.data import IGNORED, Data, fingerprint
 from helpers.device import MemoryMonitor, free_memory, quiet
@@ -365,7 +365,7 @@ def train(
     record.training = {
         "trainable": trainable, "total": total, "tokens": tokens,
         "supervised_tokens": sum(label != IGNORED for row in rows for label in row.labels),
-        "padded_tokens": padded_tokens(dealt, batches), "load_seconds": load, "train_seconds": seconds,
+        "padded_tokens": batches.tokens(dealt), "load_seconds": load, "train_seconds": seconds,
         "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
         "devices_visible": ours.device.count, "processes": processes, "seconds": time.perf_counter() - started,
         "resumed_from": start.step if start else None, "passed_over": checkpoints.passed_over,

@@ -1,7 +1,7 @@
 """The fast path gives the plain path's results: packed rows, the loss, the kernel's interface, the optimizer's masters."""
 
 from helpers import attention
-from helpers.batches import Collator, padded_tokens, training_order
+from helpers.batches import Collator, training_order
 from helpers.data import IGNORED, fingerprint
 from helpers.guards import GuardError, batch_is_supervised
 from helpers.loss import HeadLoss, supervised_nll
@@ -34,7 +34,7 @@ def test_order_depends_on_the_seed_and_not_on_the_method(data, tiny):
 
 def test_rows_of_one_batch_are_of_like_length(data, tiny):
     order = training_order(data, tiny)
-    assert padded_tokens(order, Collator(False, 0)) < 1.05 * sum(len(r.input_ids) for r in flatten(order))
+    assert Collator(False, 0).tokens(order) < 1.05 * sum(len(r.input_ids) for r in flatten(order))
 
 
 def test_packing_loses_no_row_and_cuts_none(data, tiny):

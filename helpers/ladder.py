@@ -1,0 +1,87 @@
+"""How fast a few steps of training are with one lever after another, on the notebooks' own training path."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from helpers.batches import training_order
+from helpers.data import Data
+from helpers.device import MemoryMonitor, free_memory, quiet
+from helpers.models import adapter_config, load_tokenizer, plan
+from helpers.settings import Settings
+from helpers.training import collator, fast, make_trainer
+
+import torch
+from peft import get_peft_model
+from transformers import TrainerCallback, set_seed
+
+WARM = 2  # steps that are not timed: kernels are chosen, memory is taken
+
+
+class Clock(TrainerCallback):
+    """The time at the end of each optimizer step, the device idle."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_, **__):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure(settings: Settings, data: Data, steps: int) -> dict:
+    """``WARM`` and then ``steps`` timed optimizer steps of these settings, nothing saved.
+
+    Returns:
+        ``tokens_per_second`` of real tokens, ``tokens_per_step``, ``padding`` (share of the tokens worked through),
+        ``peak`` (bytes, less what was in use before), ``losses`` of all steps and ``chosen``, the decisions.
+    """
+    settings = settings.change(max_steps=WARM + steps, save_steps=0, warmup_steps=0)
+    order, tokenizer = training_order(data, settings), load_tokenizer(settings)
+    longest = max(len(row.input_ids) for batch in order for row in batch)
+    ours, clock = plan(settings, longest), Clock()
+    batches = collator(settings, ours, tokenizer, longest)
+    free_memory()
+    with TemporaryDirectory() as folder, MemoryMonitor(ours.device) as monitor, quiet():
+        model = ours.load(settings)
+        set_seed(settings.seed)
+        if settings.adapter:
+            model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
+        if ours.value("precision") == "bf16":
+            for weight in (p for p in model.parameters() if p.requires_grad):
+                weight.data = weight.data.to(torch.bfloat16)
+        with fast(model, ours):
+            trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path(folder), [clock])
+            trainer.monitor = monitor
+            trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        del trainer, model
+    timed = order[WARM * settings.accumulation :]
+    real = sum(len(row.input_ids) for batch in timed for row in batch)
+    worked = batches.tokens(timed)
+    return {
+        "tokens_per_second": real / (clock.ends[-1] - clock.ends[WARM - 1]), "tokens_per_step": real / steps,
+        "padding": 1 - real / worked, "peak": monitor.result()["peak"], "losses": losses,
+        "chosen": {name: choice["value"] for name, choice in ours.decisions.items()},
+    }  # fmt: skip
+
+
+def climb(settings: Settings, data: Data, rungs: dict[str, dict], steps: int = 4) -> list[dict]:
+    """Measure one rung after another; each adds its changes to those below it.
+
+    Args:
+        rungs: by name, the settings that the rung changes.
+
+    Returns:
+        For each rung ``name``, ``changes`` and what :func:`measure` gives.
+    """
+    found = []
+    for name, changes in rungs.items():
+        settings = settings.change(**changes)
+        print(name, flush=True)
+        found.append({"name": name, "changes": changes, **measure(settings, data, steps)})
+        free_memory()
+    return found
