@@ -51,7 +51,7 @@ def fetch(profile: str, kit: Path) -> None:
     (kit / MANIFEST).unlink(missing_ok=True)
     base_folder(settings_for("tiny"))  # for the tests, and for whoever wants to see that the rest works
     print("model:", base_folder(settings))
-    print("rows:", {split: len(rows) for split, rows in read(settings).items()})
+    print("rows:", {split: len(rows) for split, rows in read(settings)[0].items()})
     files = {name: _sha256(kit / name) for name in _files(kit)}
     write_atomically(kit / MANIFEST, json.dumps({"profile": profile, "files": files}, indent=1))
     size = sum((kit / name).stat().st_size for name in files)

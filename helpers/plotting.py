@@ -11,7 +11,7 @@ from helpers.comparison import GB, accuracy, by_method, wilson
 from helpers.records import RunRecord
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
            "rslora": "#E69F00", "pissa": "#000000", "adalora": "#56B4E9"}  # fmt: skip
@@ -219,6 +219,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
         axes.text(speed, row, f"  {speed:,.0f} ({speed / speeds[0]:.1f}x)", va="center", fontsize=9)
     axes.axvline(ceiling, color="black", linestyle="--", label=f"matrix products alone: {ceiling:,.0f}")
     axes.set(xlabel="real tokens a second", xlim=(0, 1.15 * max(ceiling, 1.3 * max(speeds))))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.invert_yaxis()
     axes.legend(loc="lower right", fontsize=9)
     return axes

@@ -82,9 +82,9 @@ def test_measured_cases_cover_the_methods_and_settings():
 @pytest.mark.parametrize("record", load_reference("small-h200") + load_reference("llama2-7b-shape-h200"),
                          ids=lambda r: f"{r.profile}-{r.method}-s{r.seed}")  # fmt: skip
 def test_runs_through_the_notebooks_path_agree_with_their_prediction(record):
-    """Whole runs on the H200; a small model's peak has more in it that no formula holds."""
+    """Whole runs on the H200. The prediction takes every token for supervised; of these small rows a third is."""
     if record.method != "base":
-        assert record.memory["predicted"]["total"] == pytest.approx(record.memory["peak"], rel=0.15)
+        assert 0.95 < record.memory["predicted"]["total"] / record.memory["peak"] < 1.20
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

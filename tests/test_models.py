@@ -16,10 +16,10 @@ def test_the_base_is_read_anew_each_time(tiny):
     assert second.model.norm.weight.abs().sum() > 0
 
 
-def test_trained_weights_are_fp32_and_frozen_ones_are_not(tiny):
-    assert load_base(settings_for("tiny", "full"), "bf16").dtype == torch.float32
-    assert load_base(settings_for("tiny", "lora"), "bf16").dtype == torch.bfloat16
-    assert load_base(settings_for("tiny", "lora"), "fp32").dtype == torch.float32
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_are_loaded_in_the_precision_of_the_arithmetic(method):
+    assert load_base(settings_for("tiny", method), "bf16").dtype == torch.bfloat16
+    assert load_base(settings_for("tiny", method), "fp32").dtype == torch.float32
 
 
 def test_a_model_without_a_chat_template_is_refused(copied, tiny):
