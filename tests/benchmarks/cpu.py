@@ -1,0 +1,98 @@
+"""LoRA on `small` on a CPU, TRL's defaults beside this project's path: python -m tests.benchmarks.cpu [--steps 8] [--out FILE]
+
+Each in a process of its own, one after the other: TRL's SFTTrainer as it comes (its own loss, checkpointing, bf16 by
+autocast, the C library's usual malloc), and the path of the notebooks with the settings of the Makefile. The same rows
+in the same order, two steps of warm-up. Prints tokens per second, their ratio, and the losses of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from helpers.settings import ROOT, settings_for
+
+WARM = 2
+
+
+def theirs(steps: int) -> dict:
+    """TRL's trainer, nothing set but what the task asks for."""
+    from helpers.batches import training_order
+    from helpers.data import prepare
+    from helpers.ladder import Clock
+    from helpers.models import adapter_config, load_tokenizer
+    from helpers.sources import base_folder
+
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    settings = settings_for("small", "lora", max_steps=WARM + steps, warmup_steps=0)
+    tokenizer, clock = load_tokenizer(settings), Clock()
+    order = training_order(prepare(settings, tokenizer), settings)
+    rows = [row for batch in order for row in batch]
+    with TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=str(base_folder(settings)), processing_class=tokenizer, peft_config=adapter_config(settings), callbacks=[clock],
+            train_dataset=Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}),
+            args=SFTConfig(
+                output_dir=folder, max_steps=WARM + steps, per_device_train_batch_size=settings.batch_size, use_cpu=True, seed=0,
+                learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule, logging_steps=1, report_to="none",
+                save_strategy="no", disable_tqdm=True, max_length=None, shuffle_dataset=False,
+                train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+        )  # fmt: skip
+        trainer.train()
+    tokens = sum(len(row.input_ids) for batch in order[WARM:] for row in batch)
+    return {"tokens_per_second": tokens / (clock.ends[-1] - clock.ends[WARM - 1]),
+            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}  # fmt: skip
+
+
+def ours(steps: int) -> dict:
+    """The path of 02_lora_train."""
+    from helpers.data import prepare
+    from helpers.ladder import measure
+    from helpers.models import load_tokenizer
+
+    settings = settings_for("small", "lora")
+    found = measure(settings, prepare(settings, load_tokenizer(settings)), steps)
+    return {"tokens_per_second": found["tokens_per_second"], "losses": found["losses"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", choices=("theirs", "ours"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print("RESULT " + json.dumps(globals()[given.one](given.steps)))
+        return
+    found = {}
+    for name in ("theirs", "ours"):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        if name == "ours":
+            environment |= {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_THRESHOLD_": "4294967296",
+                            "MALLOC_TOP_PAD_": "268435456"}  # fmt: skip
+        done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.benchmarks.cpu", "--one", name, "--steps", str(given.steps)],
+                              cwd=ROOT, env=environment, capture_output=True, text=True)  # fmt: skip
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        if not lines:
+            sys.exit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+        found[name] = json.loads(lines[0].removeprefix("RESULT "))
+        print(
+            f"{name:8} {found[name]['tokens_per_second']:6.0f} tok/s  losses",
+            *(f"{x:.4f}" for x in found[name]["losses"]),
+            flush=True,
+        )
+    print(f"ratio    {found['ours']['tokens_per_second'] / found['theirs']['tokens_per_second']:.2f}")
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
