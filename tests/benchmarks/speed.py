@@ -22,6 +22,7 @@ from pathlib import Path
 from helpers.batches import training_order
 from helpers.data import Data, Example
 from helpers.device import GB, decide, describe, quiet
+from helpers.ladder import Clock
 from helpers.memory import SHAPES, Shape, predict
 from helpers.models import Plan, adapter_config, load_tokenizer
 from helpers.records import environment, git_state, now
@@ -30,7 +31,7 @@ from helpers.training import collator, fast, make_trainer
 
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
 
 WARM, TIMED = 5, 15
 
@@ -88,17 +89,6 @@ def model_for(settings: Settings, shape: Shape):
         for weight in (p for p in model.parameters() if p.requires_grad):
             weight.data = weight.data.to(dtype)
     return model
-
-
-class Clock(TrainerCallback):
-    """Seconds at the end of each optimizer step, the device idle."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, *_, **__):
-        torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
 
 
 def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
