@@ -9,12 +9,11 @@ from tempfile import TemporaryDirectory
 from helpers.batches import training_order
 from helpers.data import Data
 from helpers.device import MemoryMonitor, free_memory, quiet
-from helpers.models import adapter_config, load_tokenizer, plan
+from helpers.models import load_tokenizer, plan, to_train
 from helpers.settings import Settings
 from helpers.training import collator, fast, make_trainer
 
 import torch
-from peft import get_peft_model
 from transformers import TrainerCallback, set_seed
 
 WARM = 2  # steps that are not timed: kernels are chosen, memory is taken
@@ -48,11 +47,7 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
     with TemporaryDirectory() as folder, MemoryMonitor(ours.device) as monitor, quiet():
         model = ours.load(settings)
         set_seed(settings.seed)
-        if settings.adapter:
-            model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
-        if ours.value("precision") == "bf16":
-            for weight in (p for p in model.parameters() if p.requires_grad):
-                weight.data = weight.data.to(torch.bfloat16)
+        model = to_train(model, settings, ours.value("precision"))
         with fast(model, ours):
             trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path(folder), [clock])
             trainer.monitor = monitor

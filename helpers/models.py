@@ -23,7 +23,7 @@ from helpers.sources import (
 from helpers.updates import base_tensor
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
@@ -161,6 +161,19 @@ def adapter_config(settings: Settings) -> PeftConfig:
         r=settings.rank, use_dora=settings.method == "dora", use_rslora=settings.method == "rslora",
         init_lora_weights="pissa_niter_16" if settings.method == "pissa" else True, **common,
     )  # fmt: skip
+
+
+def to_train(model, settings: Settings, precision: str, adapter: PeftConfig | None = None):
+    """The model with the adapter of its method, if it has one; what is trained is in the precision of the arithmetic.
+
+    The optimizer keeps the fp32 masters. A model that carries an adapter already is left with it.
+    """
+    if settings.adapter and not isinstance(model, PeftModel):
+        model = get_peft_model(model, adapter or adapter_config(settings), autocast_adapter_dtype=False)
+    if precision == "bf16":
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            weight.data = weight.data.to(torch.bfloat16)
+    return model
 
 
 def split_base(model: PeftModel, folder: Path) -> None:

@@ -24,7 +24,6 @@ from helpers.inference import logits, save_model
 from helpers.loss import supervise
 from helpers.models import (
     Plan,
-    adapter_config,
     folder_sizes,
     load_adapter,
     load_base,
@@ -33,6 +32,7 @@ from helpers.models import (
     save_adapter,
     save_start,
     split_base,
+    to_train,
 )
 from helpers.optimizer import AdamW
 from helpers.preflight import TrainingError
@@ -42,7 +42,7 @@ from helpers.updates import weight_updates
 
 import torch
 from datasets import Dataset
-from peft import AdaLoraModel, PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraModel, PeftConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -283,11 +283,7 @@ def train(
         if given is not None:
             checks.append(guards.is_fresh(model, load_base(settings.change(method="full"), "fp32")))
         set_seed(settings.seed)
-        if settings.adapter and not isinstance(model, PeftModel):
-            model = get_peft_model(model, adapter or adapter_config(settings), autocast_adapter_dtype=False)
-        if ours.value("precision") == "bf16":  # the optimizer keeps the fp32 masters
-            for weight in (p for p in model.parameters() if p.requires_grad):
-                weight.data = weight.data.to(torch.bfloat16)
+        model = to_train(model, settings, ours.value("precision"), adapter)
         if settings.method == "pissa":
             split_base(model, base_folder(settings))
             checks.append(guards.splits_the_base(model, base_folder(settings)))

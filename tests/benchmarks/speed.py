@@ -24,13 +24,12 @@ from helpers.data import Data, Example
 from helpers.device import GB, decide, describe, quiet
 from helpers.ladder import Clock
 from helpers.memory import SHAPES, Shape, predict
-from helpers.models import Plan, adapter_config, load_tokenizer
+from helpers.models import Plan, load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
 from helpers.training import collator, fast, make_trainer
 
 import torch
-from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WARM, TIMED = 5, 15
@@ -84,11 +83,7 @@ def model_for(settings: Settings, shape: Shape):
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     model = random_model(shape, dtype, settings.method == "qlora")
     model.set_attn_implementation("eager" if settings.attention == "eager" else "sdpa")
-    if settings.adapter:
-        model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False)
-        for weight in (p for p in model.parameters() if p.requires_grad):
-            weight.data = weight.data.to(dtype)
-    return model
+    return to_train(model, settings, settings.precision or "bf16")
 
 
 def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
