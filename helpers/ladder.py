@@ -11,7 +11,7 @@ from helpers.data import Data
 from helpers.device import MemoryMonitor, free_memory, quiet
 from helpers.models import load_tokenizer, plan, to_train
 from helpers.settings import Settings
-from helpers.training import collator, fast, make_trainer
+from helpers.trainer import collator, fast, make_trainer
 
 import torch
 from transformers import TrainerCallback, set_seed

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from helpers import guards, preflight, sources, training
+from helpers import guards, preflight, sources, trainer
 from helpers.batches import training_order
 from helpers.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
 from helpers.device import Device
@@ -19,7 +19,8 @@ from helpers.models import adapter_config, load_adapter, load_base, load_tokeniz
 from helpers.preflight import TrainingError
 from helpers.settings import ROOT, settings_for
 from helpers.sources import ModelError
-from helpers.training import Steps, Trainer, train
+from helpers.trainer import Steps, Trainer
+from helpers.training import train
 
 import pytest
 import torch
@@ -447,12 +448,12 @@ def test_row_40_several_gpus_visible(monkeypatch, tiny, tmp_path):
     with pytest.raises(GuardError, match="split each batch over 8 devices: make one visible"):
         guards.one_device(8, MI300X)
     assert guards.one_device(1, MI300X).detail == "cuda:0 (AMD Instinct MI300X), the first of 8 visible"
-    real = training.SFTConfig
+    real = trainer.SFTConfig
 
     def sees_eight(**options):
         arguments = real(**options)
         arguments._n_gpu = min(8, 8 + arguments.n_gpu)  # what it finds where eight GPUs are visible
         return arguments
 
-    monkeypatch.setattr(training, "SFTConfig", sees_eight)
-    assert training._arguments(tiny, tmp_path, plan(tiny)).n_gpu == 1
+    monkeypatch.setattr(trainer, "SFTConfig", sees_eight)
+    assert trainer._arguments(tiny, tmp_path, plan(tiny)).n_gpu == 1

@@ -139,13 +139,13 @@ MEMORY_CASES = (
 
 
 def memory_case(case: dict) -> dict:
-    """Three steps of one setting through the trainer of helpers.training: measured parts beside predicted ones."""
+    """Three steps of one setting through the trainer of helpers.trainer: measured parts beside predicted ones."""
     from helpers.batches import training_order
     from helpers.device import decide, describe, quiet
     from helpers.memory import SHAPES, predict
     from helpers.models import Plan, load_tokenizer
     from helpers.settings import settings_for
-    from helpers.training import collator, fast, make_trainer
+    from helpers.trainer import collator, fast, make_trainer
     from tests.benchmarks.speed import data_of, model_for
 
     shape = SHAPES["Llama-2-7B"]

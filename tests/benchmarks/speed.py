@@ -3,7 +3,7 @@
 Parts:
     ladder   from the published recipe to this project's path, one lever a rung, for LoRA; then QLoRA and full
     growth   tokens per second and peak memory against row length, batch, rank and model size
-    profile  where the time of the fastest LoRA rung goes, by kernel
+    profile  where the time of a rung goes, by kernel and by call on the CPU (--only; default: the fastest LoRA rung)
 
 Random weights, 1,000 synthetic rows of log-normal length (24 to 1,024 tokens), every token supervised. Speed counts
 real tokens over 15 steps after 5 of warm-up; memory is what torch allocated at its peak. A table on the terminal, a
@@ -27,7 +27,7 @@ from helpers.memory import SHAPES, Shape, predict
 from helpers.models import Plan, load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
-from helpers.training import collator, fast, make_trainer
+from helpers.trainer import collator, fast, make_trainer
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,7 +88,7 @@ def model_for(settings: Settings, shape: Shape):
 
 def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
             **changes) -> dict:  # fmt: skip
-    """Twenty steps of one setting through the trainer of helpers.training."""
+    """Twenty steps of one setting through the trainer of helpers.trainer."""
     settings = settings_for(
         "llama2-7b", method, max_steps=WARM + TIMED, save_steps=0, schedule="constant", warmup_steps=0, **changes
     )
@@ -200,9 +200,11 @@ def main() -> None:
     if given.part == "profile":
         from torch.profiler import ProfilerActivity, profile
 
-        profiler = profile(activities=[ProfilerActivity.CUDA])
-        measure("profiled", "lora", profile=profiler, **QV, batch_tokens=8192, compile=True)
-        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=80))
+        name, method, changes = next(row for row in LADDER if (given.only or "each layer compiled") in row[0])
+        profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+        measure(name, method, profile=profiler, **changes)
+        for order in ("self_cuda_time_total", "self_cpu_time_total"):
+            print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""TRL's SFTTrainer with this project's loss, optimizer, batches and kernels. The only module that imports trl."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from pathlib import Path
+
+from helpers import attention, distributed, records
+from helpers.batches import Collator
+from helpers.checkpoints import Checkpoint, Checkpoints, load_trained, save_trained
+from helpers.device import MemoryMonitor
+from helpers.loss import supervise
+from helpers.models import Plan
+from helpers.optimizer import AdamW
+from helpers.preflight import TrainingError
+from helpers.settings import Settings
+
+import torch
+from datasets import Dataset
+from peft import AdaLoraModel, PeftModel
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer with this project's loss, optimizer and phase marks; what to train on comes collated.
+
+    TRL's own loss would run the output head on every token, and in fp32 off the GPU. The value is the same.
+    """
+
+    monitor: MemoryMonitor | None = None
+    checkpoints: Checkpoints | None = None
+    log_of: Steps | None = None
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.remove_callback(PrinterCallback)  # Steps draws one line instead
+        supervise(self.model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.monitor:
+            self.monitor.mark("forward")
+        if torch.is_tensor(num_items_in_batch):  # a sharded model casts floats that it is given to bf16: 299 to 300
+            num_items_in_batch = num_items_in_batch.long()
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+        loss = loss * distributed.processes()  # whose gradients are averaged, though the tokens are counted over all
+        if self.monitor:
+            self.monitor.mark("backward")
+        return loss
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        return AdamW, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+    def exact_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, before rounding: the fp32 masters where the optimizer keeps any."""
+        states = getattr(self.optimizer, "optimizer", self.optimizer).state
+        return {n: states[p].get("master", p.detach()) for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save_checkpoint(self, model, trial):
+        self.monitor.mark("save")
+        begun = time.perf_counter()
+        with self.checkpoints.saving(self.model, self.log_of.steps, self.log_of.elapsed()):
+            super(SFTTrainer, self)._save_checkpoint(model, trial)  # past TRL's own, which adds a model card each time
+        self.log_of.start += time.perf_counter() - begun  # saving is no training: speeds are compared without it
+
+    def _save(self, output_dir=None, state_dict=None):
+        save_trained(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+
+class Steps(TrainerCallback):
+    """Keeps every step's figures, draws the progress line, marks phases, and stops at a loss that is not finite."""
+
+    def __init__(self, monitor: MemoryMonitor, progress, since: Checkpoint | None):
+        self.monitor, self.progress = monitor, progress
+        self.steps: list[dict] = since.steps if since else []
+        self.before = since.seconds if since else 0.0
+        self.held: dict = {}
+
+    def on_train_begin(self, args, state, control, **_):
+        self.start = time.perf_counter() - self.before
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return time.perf_counter() - self.start
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.monitor.mark("step")
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
+        self.held = self.held or distributed.held(model, optimizer)
+        if isinstance(getattr(model, "base_model", None), AdaLoraModel):  # it moves ranks to where they help most
+            model.base_model.update_and_allocate(state.global_step + 1)
+            for name, weight in model.named_parameters():
+                if "lora_E" in name:
+                    getattr(optimizer, "optimizer", optimizer).follow(weight)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in logs:
+            return
+        entry = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"),
+                 "learning_rate": logs.get("learning_rate"), "seconds": self.elapsed()}  # fmt: skip
+        for name in ("loss", "grad_norm"):
+            if entry[name] is not None and not torch.isfinite(torch.tensor(entry[name])):
+                raise TrainingError(
+                    f"the {name} at step {state.global_step} is {entry[name]}: training stopped, nothing was saved; "
+                    "lower learning_rate, or set precision to 'fp32' to see whether the arithmetic is at fault"
+                )
+        self.steps.append(entry)
+        self.progress.update(1)
+        self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+
+
+def keeps_checkpoints(settings: Settings) -> bool:
+    """A run that ends before its first checkpoint is due keeps none; nor does one of several processes."""
+    return 0 < settings.save_steps < settings.max_steps and distributed.processes() == 1
+
+
+def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
+    _, accumulation = distributed.share(settings)
+    keeps = keeps_checkpoints(settings)
+    arguments = SFTConfig(
+        output_dir=str(folder / records.CHECKPOINTS), max_steps=settings.max_steps, seed=settings.seed,
+        per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,  # one micro-batch of rows
+        ddp_find_unused_parameters=False,  # every adapter weight is used in every step
+        learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
+        warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
+        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
+        bf16=False, fp16=False,  # no autocast: the weights are in the precision of the arithmetic already
+        use_cpu=ours.device.kind == "cpu", gradient_checkpointing=ours.value("checkpointing"),
+        max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential", remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
+        save_strategy="steps" if keeps else "no", save_steps=settings.save_steps or 1, save_total_limit=2,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
+    )  # fmt: skip
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process, never a hidden DataParallel
+    return arguments
+
+
+def collator(settings: Settings, ours: Plan, tokenizer, longest: int) -> Collator:
+    """How the rows of a micro-batch are laid out for the attention that was chosen."""
+    flat = ours.value("attention") == attention.NAME or settings.batch_tokens is not None
+    # few shapes: oneDNN keeps a kernel for each on a CPU, torch.compile makes its kernels anew for each
+    multiple = settings.batch_tokens or (8 if ours.device.kind == "cpu" else 1)
+    return Collator(flat, tokenizer.pad_token_id, multiple, longest)
+
+
+def make_trainer(model, settings, ours: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
+    """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
+    rows = [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in order]
+    return Trainer(
+        model=model, args=_arguments(settings, folder, ours), train_dataset=Dataset.from_dict({"rows": rows}),
+        data_collator=batches, processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def fast(model, ours: Plan):
+    """The chosen kernels in place while the model trains, and transformers' own again afterwards.
+
+    SDPA keeps away from cuDNN here: that plans each new shape of a batch for longer than the step takes, and ragged rows
+    make a new shape in nearly every step (tests/benchmarks/speed.py).
+    """
+    usual, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    code = vars(sys.modules[type(base).__module__])
+    plain = dict(code)
+    if ours.value("kernels") == "liger":
+        logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells of each backend that is not there
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
+    layers = base.get_decoder().layers if ours.value("compile") else []
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        if ours.value("attention") == attention.NAME:
+            model.set_attn_implementation(attention.NAME)
+        for layer in layers:
+            layer.compile()
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        model.set_attn_implementation(usual)
+        code.update(plain)  # Liger replaces classes and functions for every model that is made after
+        for layer in layers:
+            layer._compiled_call_impl = None
