@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import time
 from pathlib import Path
 
@@ -28,26 +27,15 @@ from helpers.models import Plan, load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
 from helpers.trainer import collator, fast, make_trainer
+from tests.benchmarks.rows import TIMED, WARM, ragged_rows, random_tokens
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WARM, TIMED = 5, 15
-
-
-def ragged_rows(number: int = 1000, seed: int = 0, longest: int = 1024) -> list[int]:
-    """Lengths in tokens, log-normal, as instruction data has them: most short, a few long."""
-    rng = random.Random(seed)
-    return [min(max(int(rng.lognormvariate(5.82, 0.75)), 24), longest) for _ in range(number)]
-
 
 def data_of(lengths: list[int], vocabulary: int = 32000) -> Data:
     """Rows of random tokens of these lengths, all supervised."""
-    rng = random.Random(1)
-    rows = []
-    for length in lengths:
-        ids = [rng.randrange(3, vocabulary) for _ in range(length)]
-        rows.append(Example([], None, ids, list(ids)))
+    rows = [Example([], None, ids, list(ids)) for ids in random_tokens(lengths, vocabulary)]
     return Data(source="synthetic", counts={}, train=rows, validation=[], test=[], harder=[])
 
 
