@@ -178,17 +178,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("ladder", "growth", "profile"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", help="rows whose name holds this text")
+    parser.add_argument("--only", nargs="+", help="the rows whose names hold one of these texts")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.part == "ladder":
-        table([row for row in LADDER if (given.only or "") in row[0]], given.out, "ladder")
+        table([row for row in LADDER if any(text in row[0] for text in given.only or [""])], given.out, "ladder")
     if given.part == "growth":
         table(GROWTH, given.out, "growth")
     if given.part == "profile":
         from torch.profiler import ProfilerActivity, profile
 
-        name, method, changes = next(row for row in LADDER if (given.only or "each layer compiled") in row[0])
+        name, method, changes = next(row for row in LADDER if (given.only or ["each layer compiled"])[0] in row[0])
         profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
         measure(name, method, profile=profiler, **changes)
         for order in ("self_cuda_time_total", "self_cpu_time_total"):
