@@ -17,16 +17,8 @@ COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#0
            "rslora": "#E69F00", "pissa": "#000000", "adalora": "#56B4E9"}  # fmt: skip
 DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)), "pissa": (0, (8, 2)),
           "adalora": (0, (3, 3))}  # fmt: skip
-HATCHES = {
-    "base": "",
-    "lora": "",
-    "full": "//",
-    "qlora": "..",
-    "dora": "xx",
-    "rslora": "\\\\",
-    "pissa": "oo",
-    "adalora": "++",
-}
+HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "pissa": "oo",
+           "adalora": "++"}  # fmt: skip
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00", "gradients": "#E69F00",
          "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
@@ -55,8 +47,14 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
     return axes
 
 
-def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: dict[str, int] | None = None) -> Axes:
-    """Predicted memory by part as stacked bars, with the measured peaks as diamonds. All in bytes."""
+def memory_parts(
+    predictions: dict[str, dict[str, int]], axes: Axes, measured: dict[str, int] | None = None, marked: str = "peak"
+) -> Axes:
+    """Predicted memory by part as stacked bars, its total marked, with the measured one as a diamond. All in bytes.
+
+    Args:
+        marked: what the totals are.
+    """
     names = list(predictions)
     left = [0.0] * len(names)
     peaks = [predictions[name]["total"] / GB for name in names]
@@ -66,15 +64,13 @@ def memory_parts(predictions: dict[str, dict[str, int]], axes: Axes, measured: d
             label = part.replace("_", " ")
             axes.barh(names, sizes, left=left, color=colour, hatch=hatch, label=label, edgecolor="white")
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    axes.plot(
-        peaks, names, "|", color="black", markersize=22, markeredgewidth=3, linestyle="none", label="predicted peak"
-    )
+    axes.plot(peaks, names, "|k", markersize=22, markeredgewidth=3, label=f"predicted {marked}")
     for row, (name, end, peak) in enumerate(zip(names, left, peaks, strict=True)):
         real = (measured or {}).get(name, 0) / GB
-        words = f"   predicted peak {peak:.3g} GB" + (f"\n   measured {real:.3g} GB" if real else "")
+        words = f"   predicted {marked} {peak:.3g} GB" + (f"\n   measured {real:.3g} GB" if real else "")
         axes.text(max(end, peak, real), row, words, va="center", fontsize=9)
     if measured:
-        axes.plot([measured[n] / GB for n in names], names, "kD", label="measured peak", markersize=8, linestyle="none")
+        axes.plot([measured[n] / GB for n in names], names, "kD", markersize=8, label=f"measured {marked}")
     axes.set_xlim(0, 1.4 * max(left + [v / GB for v in (measured or {}).values()]))
     axes.set(xlabel="GB", title="Predicted memory by part")
     axes.invert_yaxis()
@@ -108,11 +104,13 @@ def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None)
 
 def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> Axes:
     """Tokens a row for each split, with ``max_length`` as a line."""
-    longest = max(max(v) for v in lengths.values() if v)
-    axes.hist(list(lengths.values()), bins=range(0, longest + 6, 5), stacked=True, label=list(lengths), edgecolor="white",
+    found = [length for split in lengths.values() for length in split]
+    bins = range(min(found) // 5 * 5, max(found) + 6, 5)
+    axes.hist(list(lengths.values()), bins=bins, stacked=True, label=list(lengths), edgecolor="white",
               color=["#0072B2", "#E69F00", "#009E73", "#CC79A7"][: len(lengths)], hatch=list(PATTERNS[: len(lengths)]))  # fmt: skip
     axes.axvline(limit, color="black", linestyle="--")
-    axes.text(limit, axes.get_ylim()[1] * 0.95, f" max_length {limit}", va="top", ha="right", rotation=90)
+    axes.annotate(f"max_length {limit}", (limit, 0.95), xycoords=axes.get_xaxis_transform(), xytext=(-4, 0),
+                  textcoords="offset points", va="top", ha="right", rotation=90)  # fmt: skip
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of the rows")
     axes.legend()
     return axes
@@ -202,10 +200,12 @@ def sweep(records: list[RunRecord], axes: Axes) -> Axes:
         axes.plot(rates, losses, color=COLOURS[method], linestyle=DASHES[method], marker="o", label=method)
         for rate, loss, run in zip(rates, losses, runs, strict=True):
             if right := accuracy([run]):
-                axes.annotate(
-                    f"{right[0]}/{right[1]}", (rate, loss), textcoords="offset points", xytext=(4, 6), fontsize=8
-                )
+                axes.annotate(f"{right[0]}/{right[1]}", (rate, loss), textcoords="offset points", xytext=(0, 7), fontsize=9,
+                              ha="center", bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7})  # fmt: skip
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats a token", title="Learning-rate sweep")
+    if axes.texts:
+        axes.set_title("Learning-rate sweep; at each point, right answers to validation questions")
+    axes.margins(0.08, 0.14)
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
