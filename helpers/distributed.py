@@ -36,7 +36,7 @@ class DistributedError(RuntimeError):
 def too_many(wanted: int, there: int) -> str:
     return (
         f"{wanted} GPUs were asked for, but this machine shows {there}: ask for at most {there}, or make more visible "
-        "(HIP_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"
+        "(ROCR_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"
     )
 
 

@@ -315,7 +315,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
             not leaked,
             "train and test are disjoint",
             f"none of {len(held_out)} held-out questions is among the {len(data.train)} trained on",
-            f"{len(leaked)} held-out questions are also trained on, such as {leaked[0].prompt[-1] if leaked else ''}",
+            f"{len(leaked)} held-out questions are also trained on, such as {leaked[0].prompt[-1]['content'] if leaked else ''!r}",
         ),
     ]
 
@@ -334,8 +334,7 @@ def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
         ends >= due,
         "EOS in the batch",
         f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows",
-        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows, {due} are due: the model would never "
-        "learn to stop",
+        f"{ends} {tokenizer.eos_token} labels in a batch where {due} are due: the model would never learn to stop",
     )
     _require(
         sorted(labels) == expected,

@@ -52,11 +52,11 @@ def vllm_command(settings: Settings, merged: bool) -> str:
         f"{base} --enable-lora --max-lora-rank {rank} --lora-modules answers=/series/{settings.folder.name}/adapter"
     )  # fmt: skip
     return (
-        "docker run --rm --device /dev/kfd --device /dev/dri/renderD128 \\\n"
+        "docker run --rm --entrypoint vllm --device /dev/kfd --device /dev/dri/renderD128 \\\n"
         '  --group-add "$(stat -c %g /dev/kfd)" --group-add "$(stat -c %g /dev/dri/renderD128)" \\\n'
         f'  -p 127.0.0.1:8000:8000 -v "$PWD/{os.path.relpath(settings.series_folder, ROOT)}:/series:ro" '
         f"{'' if merged else mount}\\\n"
-        f"  IMAGE vllm serve {what} \\\n"
+        f"  IMAGE serve {what} \\\n"
         f"  --dtype bfloat16 --max-model-len {2 * max(settings.max_length, settings.max_new_tokens)}"
     )
 

@@ -68,9 +68,9 @@ def test_a_server_that_cannot_start_says_why(merged, tmp_path, monkeypatch):
 def test_the_commands_for_vllm_name_this_run_and_no_other_port(runs):
     settings = runs.settings("lora")
     merged, adapter = vllm_command(settings, merged=True), vllm_command(settings, merged=False)
-    assert "vllm serve /series/merged" in merged and "--enable-lora" not in merged
+    assert "--entrypoint vllm" in merged and "IMAGE serve /series/merged" in merged and "--enable-lora" not in merged
     assert "--enable-lora --max-lora-rank 8 --lora-modules answers=/series/lora-s0/adapter" in adapter
-    assert "vllm serve meta-llama/Llama-2-7b-chat-hf " in vllm_command(
+    assert "IMAGE serve meta-llama/Llama-2-7b-chat-hf " in vllm_command(
         settings_for("llama2-7b", model="meta-llama/Llama-2-7b-chat-hf"), merged=False
     )
     for command in (merged, adapter):
