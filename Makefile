@@ -10,9 +10,11 @@ PARAMS ?=
 RUNS_DIR ?= runs
 FRESH ?=
 # torch: for ROCm from PyTorch's own index where a ROCm installation is found, else the pinned version.
-# Override with TORCH="torch==2.13.0 --index-url ..." or TORCH=present for the torch an image already has.
+# Override with TORCH=rocm, TORCH=cpu, TORCH="torch==... --index-url ..." or TORCH=present for the torch an image already has.
 ROCM_INDEX ?= https://download.pytorch.org/whl/rocm7.1
 TORCH ?= torch==2.13.0$(if $(wildcard /opt/rocm /dev/kfd), --index-url $(ROCM_INDEX))
+override TORCH := $(patsubst rocm,torch==2.13.0 --index-url $(ROCM_INDEX),$(TORCH))
+override TORCH := $(patsubst cpu,torch==2.13.0 --index-url $(dir $(ROCM_INDEX))cpu,$(TORCH))
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready

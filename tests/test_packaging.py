@@ -134,6 +134,14 @@ class OnePackageBreaks:
         return {} if self.there.get(self.culprit) == locked()[self.culprit] else {"02_lora_train": "TypeError"}
 
 
+@pytest.mark.parametrize("kind", ["cpu", "rocm"])
+def test_torch_for_a_kind_of_hardware_comes_from_its_own_index(kind, tmp_path):
+    asked = ["make", "-n", "setup", f"TORCH={kind}", f"VENV={tmp_path}"]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    index = re.sub(r"rocm[\d.]+$", "cpu", make_variable("ROCM_INDEX")) if kind == "cpu" else make_variable("ROCM_INDEX")
+    assert f"pip install --quiet --disable-pip-version-check {torch_pin()} --index-url {index};" in said
+
+
 def test_the_canary_names_the_package_that_broke(tmp_path, capsys):
     blame(OnePackageBreaks("peft"), tmp_path, ["trl", "peft", "datasets"])
     assert capsys.readouterr().out == f"peft 999 is what broke: with {locked()['peft']} all notebooks pass\n"
