@@ -334,7 +334,7 @@ def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
         ends >= due,
         "EOS in the batch",
         f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows",
-        f"{ends} {tokenizer.eos_token} labels in a batch where {due} are due: the model would never learn to stop",
+        f"{ends} of {due} {tokenizer.eos_token} labels are there: the model would never learn to stop",
     )
     _require(
         sorted(labels) == expected,

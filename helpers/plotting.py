@@ -112,6 +112,7 @@ def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> A
     axes.annotate(f"max_length {limit}", (limit, 0.95), xycoords=axes.get_xaxis_transform(), xytext=(-4, 0),
                   textcoords="offset points", va="top", ha="right", rotation=90)  # fmt: skip
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of the rows")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return axes
 
