@@ -73,7 +73,7 @@ def factors_of_means(factors, *, parts: Sequence[list], load: Callable, gradient
             same = all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(factors, wrong, strict=True))
             need(not same, f"off by {off:.0f} % of the true gradient: {otherwise}")
     need(off < 0.1, f"off by {off:.1f} % of the true gradient. Write both as sums over tokens, and compare.")
-    return f"off by {off:.4f} %, which is rounding. {' and '.join(map(str, tokens))} tokens count alike now, each one."
+    return f"off by {off:.1g} %, which is rounding. {' and '.join(map(str, tokens))} tokens count alike now, each one."
 
 
 @check

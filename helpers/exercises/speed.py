@@ -38,7 +38,7 @@ def ceilings(full, checkpointed, *, speed: float, shape: Shape) -> str:
             f"{name}: not {said:,.0f}. Count 2N for each pass through the weights, and divide the speed by the sum.",
         )
     return (
-        f"{speed / (forward + through + of_weights):,.0f} tokens/s both: repeating the forward pass costs LoRA as much as the "
+        f"{speed / (forward + through + of_weights):,.0f} tokens/s, both: repeating the forward pass costs LoRA as much as the "
         "gradients of its weights cost full fine-tuning."
     )
 
@@ -65,8 +65,8 @@ def best_levers(faster, closer, *, found: list[dict], ceiling: dict[str, float])
         )
         need(close, f"{what}: that one {gain.format(gains[said])}. Compare each rung with the one below it.")
     return (
-        f"{faster!r} made it {times[faster]:.2f} times as fast, {closer!r} moved it by {points[closer]:+.1f} % of the ceiling. "
-        "A lever that raises the ceiling too can be fast and far from it."
+        f"{faster!r}: {times[faster]:.2f} times as fast; {closer!r}: {points[closer]:+.1f} points of the ceiling. A lever that "
+        "raises the ceiling too may gain much and still be farther from it."
     )
 
 
