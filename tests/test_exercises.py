@@ -2,13 +2,27 @@
 
 import ast
 import copy
+import functools
 import re
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 from helpers import inference, records
 from helpers.data import IGNORED
-from helpers.exercises import Verdict, bugs, check, comparison, machine, need, training
+from helpers.exercises import (
+    Verdict,
+    bugs,
+    check,
+    comparison,
+    devices,
+    four_bit,
+    machine,
+    need,
+    serving,
+    speed,
+    training,
+)
 from helpers.exercises import data as rows
 from helpers.exercises import inference as using
 from helpers.memory import SHAPES, lora_parameters
@@ -37,8 +51,8 @@ def asked(path) -> list[str]:
     return re.findall(r"^exercises\.(\w+)\(", "\n".join(code(path)), re.MULTILINE)
 
 
-def run(path, **parameters) -> list[Verdict]:
-    """Execute a solution in this process, as a kernel would; the verdicts that its cells end in."""
+def run(path, **parameters) -> tuple[list[Verdict], dict]:
+    """Execute a solution in this process, as a kernel would; the verdicts that its cells end in, and its names."""
     names, verdicts = {"__name__": "__main__"}, []
     matplotlib.use("Agg")
     for cell in nbformat.read(path, 4).cells:
@@ -51,12 +65,19 @@ def run(path, **parameters) -> list[Verdict]:
             names |= {k: v for k, v in parameters.items() if k in names}
         if last and isinstance(value := eval(compile(ast.Expression(last.value), path.name, "eval"), names), Verdict):
             verdicts.append(value)
-    return verdicts
+    return verdicts, names
+
+
+@pytest.fixture(scope="module")
+def solved(runs):
+    """What :func:`run` gives for a solution, by its name; each is executed once."""
+    folder = ROOT / "notebooks" / "solutions"
+    return functools.cache(lambda name: run(folder / f"{name}.ipynb", profile="tiny", runs_dir=str(runs.folder)))
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
-def test_solutions_run_and_their_answers_are_right(path, runs):
-    verdicts = run(path, profile="tiny", runs_dir=str(runs.folder))
+def test_solutions_run_and_their_answers_are_right(path, solved):
+    verdicts, _ = solved(path.stem)
     assert asked(path) and [v.state for v in verdicts] == ["right"] * len(asked(path)), verdicts
 
 
@@ -69,9 +90,9 @@ def test_solutions_solve_the_exercises_of_their_notebook(path):
     assert [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
 
 
-def test_each_notebook_of_the_core_has_exercises_with_hints_that_unfold():
-    assert {p.name for p in find_notebooks()[:6]} <= {p.name for p in SOLUTIONS}
-    for path in (ROOT / "notebooks" / p.name for p in SOLUTIONS):
+def test_each_notebook_has_exercises_with_hints_that_unfold():
+    assert [p.name for p in find_notebooks()] == [p.name for p in SOLUTIONS]
+    for path in find_notebooks():
         text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
         section = text.partition("\n## Exercises")[2].partition("\n## In practice")[0]
         assert len(re.findall(r"^### \d\. ", section, re.M)) == len(asked(path)) >= 2, path.name
@@ -249,6 +270,172 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     assert "a quarter of the update" in using.scaled_adapter(both, load=load).message
     assert "1.00 of the update" in using.scaled_adapter(lambda model, factor: model, load=load).message
     assert "no adapter left" in using.scaled_adapter(lambda model, _: model.merge_and_unload(), load=load).message
+
+
+def test_06_wrong_answers_are_told_why(solved):
+    names = solved("06_qlora")[1]
+    W, update, levels = (names[name] for name in ("W", "update", "levels"))
+    quantiser = {name: names[name] for name in ("quantise", "dequantise")}
+    bits = {"quantise": names["quantise"], "levels": levels, "block": 32, "group": 256}
+    for wrong, why in ((5, "fp32 number for each"), (4.25, "have a scale too"), (4.127, "blocks of 64"), (4, "without the"),
+                       (0.532, "in bytes"), (4.5, "for each weight, each block")):  # fmt: skip
+        assert why in four_bit.bits_a_weight(wrong, **bits).message
+    held = names["dequantise"](names["codes"], names["scales"], levels, W.shape)
+    again = names["dequantise"](*names["quantise"](held + update, levels), levels, W.shape)
+    given = {"original": W, "codes": names["codes"], "scales": names["scales"], "levels": levels, "update": update}
+    for wrong, why in ((W + update, "never on these weights"), (again, "fall back"), (held, "without the adapter"),
+                       (W, "not the one"), (held - update, "did the adapter see"), (again.T[:8], "its shape is"),
+                       (names["codes"].tolist(), "one matrix")):  # fmt: skip
+        assert why in four_bit.merged_right(wrong, **given, **quantiser).message
+    given = {"weight": W, "levels": levels}
+    for wrong, why in ((levels, "closest to all"), (torch.linspace(-1, 1, 15), "NF4's"), (levels.flip(0), "ascend"),
+                       (torch.linspace(-1, 1, 32), "4 bits can name 16")):  # fmt: skip
+        assert why in four_bit.better_levels(wrong, **given, **quantiser).message
+    mine = names["mine"]
+    assert "zero would not stay" in four_bit.better_levels(mine[mine != 0].tolist(), **given, **quantiser).message
+
+
+def test_07_wrong_answers_are_told_why(solved):
+    names = solved("07_multi_gpu")[1]
+    each, fewest, card = names["each"], names["fewest"], names["model_70b"] | {"devices": 8}
+    for wrong, why in ((8 * each, "together"), (each / 8, "weights alone"), (each * 3 / 4, "masters"), (each * 1e9, "not for"),
+                       (each / 2, "2 + 2 + 4 + 8")):  # fmt: skip
+        assert why in devices.fewest_devices(wrong, fewest, **card).message
+    alone = -(-each * 8 * 1e9 // card["memory"])
+    for wrong, why in (
+        (alone, "not divide"),
+        (fewest - 1, "each needs"),
+        (fewest + 1, "one device fewer"),
+        (1.5, "no number"),
+    ):
+        assert why in devices.fewest_devices(each, wrong, **card).message
+    assert devices.fewest_devices(140, fewest, **card).state == "right"  # 70 billion, as the name says
+
+    P, n = 2, (names["n0"], names["n1"])
+    means = {"parts": (names["eight"][:4], names["eight"][4:]), "load": names["fresh"], "gradient": names["gradient"]}
+    for wrong, why in (((1, 1), "mean of means"), ([k / sum(n) for k in n], "divides by 2"), (n, "a mean times"),
+                       ([sum(n) / k / P for k in n], "upside down"), ((2, 0), "sums over tokens"), ([1], "2 factors")):  # fmt: skip
+        assert why in devices.factors_of_means(wrong, **means).message
+
+    cut = {"gradient": names["matrix"], "limit": 1.0}
+    sends, clips = names["sends"], names["clips"]
+
+    def own(shard, numbers, limit):
+        return shard * min(1.0, limit / shard.norm())
+
+    for wrong, why in (((lambda shard: shard, clips), "one is enough"), ((sends, own), "own norm"),
+                       ((lambda shard: shard.norm(), lambda s, n, limit: s * min(1.0, limit / sum(n))), "add up"),
+                       ((sends, lambda s, n, limit: s * limit / sum(n) ** 0.5), "below the limit"),
+                       ((sends, lambda s, *_: s), "does not clip"), ((sends, lambda *_: None), "returns nothing")):  # fmt: skip
+        assert why in devices.clipped_in_parts(*wrong, **cut).message
+
+
+def test_08_wrong_answers_are_told_why(solved, data, tokenizer):
+    given = {"references": [e.reference for e in data.test[:3]], "limit": 24}
+
+    def text(response):
+        return response.choices[0].message.content
+
+    for wrong, why in (
+        (text, "an answer came through"),
+        (lambda r: text(r) if r.choices[0].finish_reason == "stop" else "", "should return None"),
+        (lambda r: text(r) if r.usage.completion_tokens < 24 else None, "exactly 24 tokens"),
+        (lambda r: text(r) if text(r) in given["references"] else None, "looks complete"),
+        (lambda r: None, "a whole answer"),
+    ):
+        assert why in serving.whole_answers(wrong, **given).message
+
+    names = solved("08_serve")[1]
+    first, said, talk, grown = (names[name] for name in ("question", "said", "messages", "grows_by"))
+    second = {"first": first, "said": said, "tokenizer": tokenizer}
+    assert "keeps nothing" in serving.second_turn(talk[-1:], grown, **second).message
+    assert "the roles are" in serving.second_turn([*first, talk[-1]], grown, **second).message
+    other = [*first, {"role": "assistant", "content": "Something else."}, talk[-1]]
+    assert "not what the server answered" in serving.second_turn(other, grown, **second).message
+    said, asked = (len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in talk[-2:])
+    for wrong, why in ((names["tokens"](talk), "how much it grew"), (said + asked, "who speaks"), (said, "first answer;"),
+                       (asked, "second question;"), (grown + 7, "count")):  # fmt: skip
+        assert why in serving.second_turn(talk, wrong, **second).message
+
+
+def test_08_a_limit_for_clients_has_to_hold_and_to_let_go(monkeypatch):
+    monkeypatch.setattr(serving, "STUCK", 1)
+
+    def each_time(ask, at_once):
+        def asks(messages):
+            with threading.Semaphore(at_once):
+                return ask(messages)
+
+        return asks
+
+    def one(ask, at_once, places=None, give_back=True):
+        places = places or threading.Lock()
+
+        def asks(messages):
+            places.acquire()
+            answer = ask(messages)
+            if give_back:
+                places.release()
+            return answer
+
+        return asks
+
+    def twice(ask, at_once):
+        return one(ask, at_once, threading.Semaphore(at_once))
+
+    def never(ask, at_once):
+        return one(ask, at_once, threading.Semaphore(at_once), give_back=False)
+
+    for wrong, why in ((lambda ask, at_once: ask, "anew for each request"), (each_time, "anew for each request"),
+                       (one, "only 1 was on its way"), (twice, "nobody gets in any more"), (never, "some still wait"),
+                       (lambda ask, at_once: None, "should return a function"),
+                       (lambda ask, at_once: lambda: ask(""), "TypeError")):  # fmt: skip
+        assert why in serving.limited_clients(wrong).message
+
+
+def test_09_wrong_answers_are_told_why():
+    shape = SHAPES["SmolLM2-135M"]
+    best = {"speed": 1e12, "shape": shape}
+    lora = 1e12 / (4 * shape.block_weights)
+    right = lora * 4 / 6
+    for wrong, why in ((lora, "LoRA's"), (2 * lora, "forward pass alone"), (lora / 2, "checkpointing here"), (7, "Count 2N"),
+                       (lora * 6 / 4, "upside down")):  # fmt: skip
+        verdict = speed.ceilings(wrong, right, **best).message
+        assert verdict.startswith("full: ") and why in verdict
+    for wrong, why in ((lora, "second time"), (lora / 2, "only the forward pass")):
+        assert why in speed.ceilings(right, wrong, **best).message
+
+    def rung(name, tokens, precision="bf16"):
+        return {"name": name, "tokens_per_second": tokens, "chosen": {"precision": precision}}
+
+    ladder = {"found": [rung("start", 100, "fp32"), rung("bf16", 300), rung("more", 500), rung("most", 510)],
+              "ceiling": {"fp32": 200, "bf16": 1000}}  # fmt: skip
+    assert speed.best_levers("bf16", "more", **ladder).state == "right"
+    for faster, closer, why in (("most", "more", "stands highest"), ("more", "more", "below it"), ("start", "more", "starts there"),
+                                ("fast", "more", "no rung is called"), ("bf16", "bf16", "-20.0 points"),
+                                ("bf16", "most", "+1.0 points")):  # fmt: skip
+        assert why in speed.best_levers(faster, closer, **ladder).message
+
+    curve = {
+        "known": {1000: 100.0, 2000: 190.0, 4000: 199.0, 8000: 200.0},
+        "own": lambda: {8: 1.0, 16: 5.0},
+        "share": 0.95,
+    }
+
+    def ordered(curve):
+        return next(n for n, s in curve.items() if s >= 0.95 * max(curve.values()))
+
+    def last(curve):
+        return min(n for n, s in curve.items() if s >= 0.95 * list(curve.values())[-1])
+
+    for wrong, why in ((lambda c: max(c, key=c.get), "nearly as fast"), (last, "falls at its end"), (ordered, "another order"),
+                       (lambda c: 4000, "the fewest tokens a step"), (lambda c: None, "you give None"),
+                       (min, "95 % of the best")):  # fmt: skip
+        assert why in speed.knee(wrong, **curve).message
+    assert (
+        "the knee is at 16"
+        in speed.knee(lambda c: min(n for n in c if c[n] >= 0.95 * max(c.values())), **curve).message
+    )
 
 
 def test_10_wrong_answers_are_told_why(tiny, data, tokenizer):
