@@ -242,8 +242,7 @@ class WeightWatch:
             if name in self.before:
                 moved = int((self._sample(value) != self.before[name]).sum())
                 changed, seen = changed + moved, seen + len(self.before[name])
-                # AdaLoRA sets the ranks it gives up back to zero; a shard of a small tensor may be empty
-                if not moved and "lora_E" not in name and len(self.before[name]):
+                if not moved and "lora_E" not in name:  # AdaLoRA sets the ranks it gives up back to zero
                     still.append(name)
         return changed / max(seen, 1), still
 
@@ -257,7 +256,10 @@ class WeightWatch:
             GuardError: if a frozen weight changed or a trained tensor stood still.
         """
         after, number = digest(model, trainable=False)
-        share, still = self.changed_share(dict(model.named_parameters()) | (exact or {}))
+        seen = distributed.gather(self.changed_share(dict(model.named_parameters()) | (exact or {})))
+        share = sum(share for share, _ in seen) / len(seen)
+        # one shard may: that of the embedding of tokens that no row holds
+        still = [name for name in seen[0][1] if all(name in others for _, others in seen)]
         guards = [
             _require(
                 still == [],

@@ -63,7 +63,7 @@ class Settings:
     devices: int | None = None  # that helpers.launch starts a process for; nothing else looks at it
     # the evaluation
     max_new_tokens: int = 64
-    eval_batch_size: int = 40
+    eval_batch_size: int = 80
     # where results go
     save_steps: int = 0  # optimizer steps between checkpoints to resume from; 0 keeps none
     runs_dir: str = "runs"

@@ -108,6 +108,19 @@ def _with(data: Data, example: Example) -> Data:
     return dataclasses.replace(data, train=[*data.train, example])
 
 
+@pytest.mark.parametrize("elsewhere", [["embedding", "head"], ["embedding"]])
+def test_a_shard_may_stand_still_but_not_a_whole_tensor(monkeypatch, elsewhere):
+    """The shard of an embedding that holds only tokens of no row gets no gradient."""
+    model = torch.nn.Linear(4, 4)
+    watch = WeightWatch(model)
+    monkeypatch.setattr(guards.distributed, "gather", lambda mine: [(0.5, ["head"]), (1.0, elsewhere)])
+    if "head" in elsewhere:
+        with pytest.raises(GuardError, match="1 trained tensors did not change at all, head first"):
+            watch.check(model)
+    else:
+        assert watch.check(model)[1] == 0.75
+
+
 def test_a_doubled_bos_is_caught(data, tokenizer):
     good = data.train[0]
     text = tokenizer.apply_chat_template(good.messages, tokenize=False)

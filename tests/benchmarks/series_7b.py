@@ -116,10 +116,18 @@ def run_cells(notebook: Path, parameters: dict) -> None:
     matplotlib.use("Agg")
     if importlib.util.find_spec("IPython") is None:
         shown = types.ModuleType("IPython.display")
-        shown.display = lambda *a, **_: print(*a)
         shown.Markdown = shown.HTML = shown.Pretty = str
         sys.modules |= {"IPython": types.ModuleType("IPython"), "IPython.display": shown}
-    from IPython.display import display
+
+    class Shown:
+        """What display() gives a cell that shows something and then updates it."""
+
+        def __init__(self, *things, **_):
+            print(*things)
+
+        update = __init__
+
+    display = importlib.import_module("IPython.display").display = Shown
 
     os.chdir(notebook.parent)
     names: dict = {"__name__": "__main__", "display": display}
