@@ -84,7 +84,7 @@ lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
 
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
-	@HF_HUB_OFFLINE=1 $(PY) -m pytest $(TEST_ARGS)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup $(TEST_ARGS)
 
 campaign: $(READY)  ## slow: runs killed at random moments and gone on with, and much random input
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest tests/campaign $(TEST_ARGS)

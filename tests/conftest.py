@@ -26,6 +26,13 @@ import pytest
 from huggingface_hub.utils import close_session
 
 
+def pytest_collection_modifyitems(items):
+    """`make test` has several workers: each file goes to one, and all tests of the series together, which runs once."""
+    for item in items:
+        group = "series" if "series" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass
 class Runs:
     """The base and two finished tiny runs, their records saved under ``folder``."""
