@@ -83,8 +83,13 @@ catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost 
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
 
+# In two processes, one core each: the tests that look at the executed series, and all others. Exit 5: none were chosen.
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup $(TEST_ARGS)
+	@export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; log=$$(mktemp); \
+	$(PY) -m pytest -m series $(TEST_ARGS) >$$log 2>&1 & \
+	$(PY) -m pytest -m "not series" $(TEST_ARGS); others=$$?; \
+	wait $$!; series=$$?; echo; echo "The tests of the executed series:"; cat $$log; rm $$log; \
+	for end in $$others $$series; do case $$end in 0|5) ;; *) exit $$end;; esac; done
 
 campaign: $(READY)  ## slow: runs killed at random moments and gone on with, and much random input
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest tests/campaign $(TEST_ARGS)

@@ -27,10 +27,10 @@ from huggingface_hub.utils import close_session
 
 
 def pytest_collection_modifyitems(items):
-    """`make test` has several workers: each file goes to one, and all tests of the series together, which runs once."""
+    """Mark the tests that need the executed series, for `make test`, which runs them beside the others."""
     for item in items:
-        group = "series" if "series" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "series" in item.fixturenames:
+            item.add_marker("series")
 
 
 @dataclass
