@@ -6,12 +6,11 @@ said by its slideshow metadata (in JupyterLab: Property Inspector, Slide Type), 
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
-import sys
 from pathlib import Path
 
+from docs.build_site import executed_run
 from helpers.runner import find_notebooks
 from helpers.settings import ROOT, shown
 from helpers.summary import markdown_to_html
@@ -74,24 +73,6 @@ def build(executed: Path, folder: Path) -> list[Path]:
     return [write_deck(executed / n.name, folder) for n in find_notebooks() if (executed / n.name).is_file()]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make slides", description="Make slides from executed notebooks.")
-    parser.add_argument("--profile", default="small")
-    parser.add_argument(
-        "--runs-dir", default="runs", help="where the executed notebooks are; relative to the repository"
-    )
-    given = parser.parse_args()
-    executed = ROOT / given.runs_dir / given.profile / "notebooks"
-    decks = build(executed, ROOT / "site" / "slides")
-    if not decks:
-        print(
-            f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
-            file=sys.stderr,
-        )
-        return 2
-    print("\n".join(shown(deck) for deck in decks))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    decks = build(executed_run("slides") / "notebooks", ROOT / "site" / "slides")
+    print("\n".join(map(shown, decks)))
