@@ -20,6 +20,7 @@ from helpers.comparison import NotComparable, conclusions, table
 from helpers.records import load_reference, load_series
 from helpers.runner import find_notebooks
 from helpers.settings import ROOT, shown
+from helpers.tables import align
 
 import nbformat
 
@@ -92,7 +93,7 @@ def results(executed: Path, profile: str) -> str:
         page.append(
             f"\n## {title}\n\n{escape(device)}, {records[-1].finished[:10]}, torch {records[-1].environment['torch']}\n"
         )
-        page.append(f'<div class="table">{table(records).to_html(border=0)}</div>')
+        page.append(f'<div class="table">{align(table(records).to_html(border=0))}</div>')
         try:
             page.append("\n" + "\n".join(f"- {escape(said)}" for said in conclusions(records)))
         except NotComparable as reason:

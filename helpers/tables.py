@@ -1,0 +1,37 @@
+"""Tables that read well: text to the left, numbers to the right.
+
+JupyterLab, and the pages made from executed notebooks, set every cell of a pandas table to the right.
+"""
+
+from __future__ import annotations
+
+import re
+
+ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
+VALUE = re.compile(r"<td[^>]*>\s*(.*?)\s*</td>", re.DOTALL)
+NUMBER = re.compile(r"\W*(\d[\d.,:/e+-]*( ?[^\d\s]{1,3})?)?|nan|NaN|None")  # a short unit may follow; blank counts too
+
+
+def align(table: str) -> str:
+    """The HTML of a table with its columns of text, their headings and the names of its rows aligned to the left."""
+    rows = [VALUE.findall(row) for row in ROW.findall(table)]
+    words = [not all(map(NUMBER.fullmatch, column)) for column in zip(*filter(None, rows), strict=True)]
+
+    def aligned(row: re.Match) -> str:
+        if "colspan" in row[0]:
+            return row[0]
+        names = len(re.findall(r"<th\b", row[0])) - ("<td" not in row[0]) * len(words)
+        left = iter([True] * names + words)
+        return re.sub(r"<t[dh]\b", lambda c: c[0] + ' style="text-align: left"' * next(left, False), row[0])
+
+    return ROW.sub(aligned, table)
+
+
+def switch_on() -> None:
+    """Show each table of this kernel so."""
+    from IPython import get_ipython
+
+    if shell := get_ipython():
+        formatter = shell.display_formatter.formatters["text/html"]
+        for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
+            formatter.for_type_by_name(module, name, lambda table: align(table._repr_html_()))
