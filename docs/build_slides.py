@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 
 from docs.build_site import executed_run
@@ -31,22 +32,25 @@ def split(notebook):
 def tag(notebook):
     """Give each cell without slideshow metadata its place.
 
-    A section begins a slide to the right, its further steps follow below, each with the code that belongs to it; what
-    stands before the first section (imports, parameters, settings) is left out.
+    A section begins a slide to the right, its further steps follow below, each with the code that belongs to it and what
+    is said of the result; what stands before the first section (imports, parameters, settings) is left out. The deck
+    itself goes on to another slide where one is too full.
     """
-    in_a_section, before = False, None
-    for cell in notebook.cells:
-        heading = cell.cell_type == "markdown" and cell.source.startswith(("# ", "## "))
-        if heading and not cell.source.startswith("# "):
+    in_a_section = False
+    cells = [cell for cell in notebook.cells if cell.metadata.get("slideshow", {}).get("slide_type") != "skip"]
+    for cell, following in zip_longest(cells, cells[1:]):
+        markdown, title = cell.cell_type == "markdown", cell.source.startswith("# ")
+        heading = markdown and cell.source.startswith(("# ", "## "))
+        if heading and not title:
             in_a_section = not cell.source.startswith("## Settings")
-        if heading and (in_a_section or before is None):
+        if heading and (in_a_section or title):
             place = "slide"
         elif not in_a_section:
             place = "skip"
         else:
-            place = "-" if cell.cell_type == "code" and before.cell_type == "markdown" else "subslide"
+            step = markdown and (cell.source.startswith("#") or (following and following.cell_type == "code"))
+            place = "subslide" if step else "-"
         cell.metadata.setdefault("slideshow", {}).setdefault("slide_type", place)
-        before = cell
     return notebook
 
 

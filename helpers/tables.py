@@ -9,13 +9,14 @@ import re
 
 ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 VALUE = re.compile(r"<td[^>]*>\s*(.*?)\s*</td>", re.DOTALL)
-NUMBER = re.compile(r"\W*(\d[\d.,:/e+-]*( ?[^\d\s]{1,3})?)?|nan|NaN|None")  # a short unit may follow; blank counts too
+NUMBER = re.compile(r"\W{0,2}\d.{0,18}")  # and a few characters: a unit, an interval
+EMPTY = ("", "NaN", "nan", "None")
 
 
 def align(table: str) -> str:
-    """The HTML of a table with its columns of text, their headings and the names of its rows aligned to the left."""
+    """The HTML of a table with the columns that are mostly text and the names of its rows aligned to the left."""
     rows = [VALUE.findall(row) for row in ROW.findall(table)]
-    words = [not all(map(NUMBER.fullmatch, column)) for column in zip(*filter(None, rows), strict=True)]
+    words = [_is_text(column) for column in zip(*filter(None, rows), strict=True)]
 
     def aligned(row: re.Match) -> str:
         if "colspan" in row[0]:
@@ -25,6 +26,11 @@ def align(table: str) -> str:
         return re.sub(r"<t[dh]\b", lambda c: c[0] + ' style="text-align: left"' * next(left, False), row[0])
 
     return ROW.sub(aligned, table)
+
+
+def _is_text(column: tuple[str, ...]) -> bool:
+    filled = [value for value in column if value not in EMPTY]
+    return 2 * len([value for value in filled if NUMBER.fullmatch(value)]) < len(filled)
 
 
 def switch_on() -> None:

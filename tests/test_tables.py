@@ -20,7 +20,7 @@ def columns(html: str) -> list[str]:
 
 def test_text_goes_to_the_left_and_numbers_stay():
     frame = pandas.DataFrame({
-        "count": [1, 2], "share": ["7.5 %", "-1e-05"], "size": ["1,200 MB", None], "name": ["3 of 4", "two"], "run": ["07_multi", "08_serve"],
+        "count": [1, 2], "share": ["7.5 %", "-1e-05 to 3"], "size": ["1,200 MB", None], "name": ["A", "12 apples, as he says, and two"], "run": ["none", "tiny"],
     })  # fmt: skip
     for html in (frame._repr_html_(), frame.style.hide(axis="index")._repr_html_()):
         assert columns(align(html)) == ["right"] * 3 + ["left"] * 2
