@@ -10,7 +10,7 @@ import re
 ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 VALUE = re.compile(r"<td[^>]*>\s*(.*?)\s*</td>", re.DOTALL)
 NUMBER = re.compile(r"\W{0,2}\d.{0,18}")  # and a few characters: a unit, an interval
-EMPTY = ("", "NaN", "nan", "None")
+EMPTY = ("", "NaN", "nan")
 
 
 def align(table: str) -> str:
@@ -30,14 +30,17 @@ def align(table: str) -> str:
 
 def _is_text(column: tuple[str, ...]) -> bool:
     filled = [value for value in column if value not in EMPTY]
-    return 2 * len([value for value in filled if NUMBER.fullmatch(value)]) < len(filled)
+    return 3 * len([value for value in filled if NUMBER.fullmatch(value)]) < 2 * len(filled)
 
 
 def switch_on() -> None:
-    """Show each table of this kernel so."""
+    """Show each table of this kernel so, and a styled one in the looks of a plain one."""
     from IPython import get_ipython
+
+    def show(table) -> str:
+        return align(table._repr_html_()).replace('<table id="T_', '<table class="dataframe" id="T_')
 
     if shell := get_ipython():
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
-            formatter.for_type_by_name(module, name, lambda table: align(table._repr_html_()))
+            formatter.for_type_by_name(module, name, show)
