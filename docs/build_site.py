@@ -20,11 +20,25 @@ from helpers.comparison import NotComparable, conclusions, table
 from helpers.records import load_reference, load_series
 from helpers.runner import find_notebooks
 from helpers.settings import ROOT, shown
+from helpers.tables import align
 
 import nbformat
 
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "models", "runs", "site", "__pycache__", ".*_cache", "*.egg-info")
 NOT_RUN = ":::{note}\nThis notebook has not been run with the profile `%s`, so it is shown without results.\n:::"
+
+
+def executed_run(target: str) -> Path:
+    """The folder of the run that the command line names; where nothing was executed, the end of the program."""
+    parser = argparse.ArgumentParser(prog=f"make {target}", description="Show what `make run-all` executed.")
+    parser.add_argument("--profile", default="small")
+    parser.add_argument("--runs-dir", default="runs", help="where the runs are; relative to the repository")
+    given = parser.parse_args()
+    executed = ROOT / given.runs_dir / given.profile
+    if not any((executed / "notebooks").glob("*.ipynb")):
+        found = shown(executed)
+        parser.exit(2, f"error: no executed notebooks in {found}: make run-all PROFILE={given.profile} first\n")
+    return executed
 
 
 def gather(executed: Path, source: Path, profile: str) -> list[str]:
@@ -79,7 +93,7 @@ def results(executed: Path, profile: str) -> str:
         page.append(
             f"\n## {title}\n\n{escape(device)}, {records[-1].finished[:10]}, torch {records[-1].environment['torch']}\n"
         )
-        page.append(f'<div class="table">{table(records).to_html(border=0)}</div>')
+        page.append(f'<div class="table">{align(table(records).to_html(border=0))}</div>')
         try:
             page.append("\n" + "\n".join(f"- {escape(said)}" for said in conclusions(records)))
         except NotComparable as reason:
@@ -154,20 +168,8 @@ def build(executed: Path, site: Path, profile: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make site", description="Build the site from executed notebooks.")
-    parser.add_argument("--profile", default="small")
-    parser.add_argument(
-        "--runs-dir", default="runs", help="where the executed notebooks are; relative to the repository"
-    )
-    given = parser.parse_args()
-    executed = ROOT / given.runs_dir / given.profile
-    if not (executed / "status.json").is_file():
-        print(
-            f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
-            file=sys.stderr,
-        )
-        return 2
-    return build(executed, ROOT / "site", given.profile)
+    executed = executed_run("site")
+    return build(executed, ROOT / "site", executed.name)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ said by its slideshow metadata (in JupyterLab: Property Inspector, Slide Type), 
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
-import sys
+from itertools import zip_longest
 from pathlib import Path
 
+from docs.build_site import executed_run
 from helpers.runner import find_notebooks
 from helpers.settings import ROOT, shown
 from helpers.summary import markdown_to_html
@@ -32,22 +32,25 @@ def split(notebook):
 def tag(notebook):
     """Give each cell without slideshow metadata its place.
 
-    A section begins a slide to the right, its further steps follow below, each with the code that belongs to it; what
-    stands before the first section (imports, parameters, settings) is left out.
+    A section begins a slide to the right, its further steps follow below, each with the code that belongs to it and what
+    is said of the result; what stands before the first section (imports, parameters, settings) is left out. The deck
+    itself goes on to another slide where one is too full.
     """
-    in_a_section, before = False, None
-    for cell in notebook.cells:
-        heading = cell.cell_type == "markdown" and cell.source.startswith(("# ", "## "))
-        if heading and not cell.source.startswith("# "):
+    in_a_section = False
+    cells = [cell for cell in notebook.cells if cell.metadata.get("slideshow", {}).get("slide_type") != "skip"]
+    for cell, following in zip_longest(cells, cells[1:]):
+        markdown, title = cell.cell_type == "markdown", cell.source.startswith("# ")
+        heading = markdown and cell.source.startswith(("# ", "## "))
+        if heading and not title:
             in_a_section = not cell.source.startswith("## Settings")
-        if heading and (in_a_section or before is None):
+        if heading and (in_a_section or title):
             place = "slide"
         elif not in_a_section:
             place = "skip"
         else:
-            place = "-" if cell.cell_type == "code" and before.cell_type == "markdown" else "subslide"
+            step = markdown and (cell.source.startswith("#") or (following and following.cell_type == "code"))
+            place = "subslide" if step else "-"
         cell.metadata.setdefault("slideshow", {}).setdefault("slide_type", place)
-        before = cell
     return notebook
 
 
@@ -74,24 +77,6 @@ def build(executed: Path, folder: Path) -> list[Path]:
     return [write_deck(executed / n.name, folder) for n in find_notebooks() if (executed / n.name).is_file()]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make slides", description="Make slides from executed notebooks.")
-    parser.add_argument("--profile", default="small")
-    parser.add_argument(
-        "--runs-dir", default="runs", help="where the executed notebooks are; relative to the repository"
-    )
-    given = parser.parse_args()
-    executed = ROOT / given.runs_dir / given.profile / "notebooks"
-    decks = build(executed, ROOT / "site" / "slides")
-    if not decks:
-        print(
-            f"error: no executed notebooks in {shown(executed)}: make run-all PROFILE={given.profile} first",
-            file=sys.stderr,
-        )
-        return 2
-    print("\n".join(shown(deck) for deck in decks))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    decks = build(executed_run("slides") / "notebooks", ROOT / "site" / "slides")
+    print("\n".join(map(shown, decks)))

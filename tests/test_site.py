@@ -57,18 +57,18 @@ def test_the_landing_page_says_what_the_records_say():
         assert f"{name} {right or 'none'}" in page and f"Right answers of {total}" in page
 
 
-def test_sections_begin_slides_code_stays_with_its_prose_and_tags_win():
+def test_sections_and_steps_begin_slides_code_and_remarks_stay_with_them_and_tags_win():
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     cells = [
         markdown("# Title"), code("import os"), code("profile = 'small'"), markdown("## Settings\n\ntext"), code("settings"),
-        markdown("## 1. First"), code("a"), code("b"), markdown("more"), code("del c", metadata={"slideshow": {"slide_type": "skip"}}),
+        markdown("## 1. First"), code("a"), code("b"), markdown("more"), code("c"), code("del c", metadata={"slideshow": {"slide_type": "skip"}}),
         markdown("end\n\n## What you saw\n\nthat\n\n## Next\n\nthis"),
     ]  # fmt: skip
     tagged = build_slides.tag(build_slides.split(nbformat.v4.new_notebook(cells=cells))).cells
     places = [(cell.source.splitlines()[0], cell.metadata["slideshow"]["slide_type"]) for cell in tagged]
     assert places == [
         ("# Title", "slide"), ("import os", "skip"), ("profile = 'small'", "skip"), ("## Settings", "skip"), ("settings", "skip"),
-        ("## 1. First", "slide"), ("a", "-"), ("b", "subslide"), ("more", "subslide"), ("del c", "skip"), ("end", "subslide"),
+        ("## 1. First", "slide"), ("a", "-"), ("b", "-"), ("more", "subslide"), ("c", "-"), ("del c", "skip"), ("end", "-"),
         ("## What you saw", "slide"), ("## Next", "slide"),
     ]  # fmt: skip
 

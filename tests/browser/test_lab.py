@@ -139,6 +139,24 @@ def test_run_all_cells(lab, page, pictures, notebook):
         page.screenshot(path=pictures / f"{notebook}-progress.png")
 
 
+def test_an_exercise_says_what_is_wrong_and_then_that_it_is_right(lab, page, pictures):
+    """In the kernel that ran the notebook above: typed into the cell, as a learner does."""
+    notebook = CORE[0].name
+    lab.open(page, notebook)
+    cell = page.locator(".jp-CodeCell", has_text="exercises.bytes_kept(plain, momentum)")
+    assert "Not answered yet: give plain and momentum" in cell.inner_text()
+    for plain, verdict in ((4, "Not yet: plain: 4 bytes are missing"), (8, "Right: weight and gradient")):
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text(
+            "from helpers.exercises import machine as exercises\n\n"
+            f"plain = {plain}\nmomentum = 12\n\nexercises.bytes_kept(plain, momentum)"
+        )
+        page.keyboard.press("Control+Enter")
+        cell.locator(".jp-OutputArea", has_text=verdict).wait_for()
+        page.screenshot(path=pictures / f"{notebook}-exercise-{plain}.png")
+
+
 def test_restart_and_run_again(lab, page):
     notebook = CORE[1].name
     lab.open(page, notebook)

@@ -72,7 +72,7 @@ def test_no_slide_overflows(chromium, series, tmp_path, pictures):
             page.wait_for_timeout(50)
             slide = page.evaluate(SLIDE)
             assert slide["fits"], f"{deck.stem}, slide {number + 1} overflows: {slide['words']}"
-            assert slide["zoom"] > 0.5, f"{deck.stem}, slide {number + 1} is too full to be read: {slide['words']}"
+            assert slide["zoom"] > 0.7, f"{deck.stem}, slide {number + 1} is too full to be read: {slide['words']}"
             page.screenshot(path=pictures / f"slides-{deck.stem}-{number + 1}.png")
             if slide["last"]:
                 break
