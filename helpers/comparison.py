@@ -71,7 +71,7 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
     return shared
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(right: float, total: float, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion (Wilson 1927), as two shares between 0 and 1."""
     if total == 0:
         return 0.0, 1.0
@@ -109,9 +109,9 @@ def paired(first: list[int], second: list[int]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def right_per_question(records: list[RunRecord], seeds: list[int]) -> list[int]:
-    """For each test question, in how many of these seeds it was answered right."""
-    scores = [r.evaluation["exact_match"] for r in records if r.seed in seeds]
+def right_per_question(records: list[RunRecord], seeds: list[int], part: str = "exact_match") -> list[int]:
+    """For each question of a part, in how many of these seeds it was answered right."""
+    scores = [r.evaluation[part] for r in records if r.seed in seeds]
     return [sum(results) for results in zip(*scores, strict=True)]
 
 
@@ -154,7 +154,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
         column["held-out loss"] = _spread([r.evaluation["loss"] for r in runs], 4)
         for name, part in (("exact match", "exact_match"), ("exact match, new phrasing", "harder")):
             if counts := accuracy(runs, part):
-                low, high = wilson(*counts)
+                low, high = wilson(*(count / len(runs) for count in counts))  # seeds are not more questions
                 column[name] = f"{counts[0]}/{counts[1]} = {100 * counts[0] / counts[1]:.0f} %"
                 column[f"{name}, 95 %"] = f"{100 * low:.0f} to {100 * high:.0f} %"
         columns[method] = column
@@ -186,21 +186,23 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
         said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
     seeds = sorted({r.seed for r in a} & {r.seed for r in b})
     both = [[r for r in runs if r.seed in seeds] for runs in (a, b)]
-    if seeds and accuracy(both[0]) and accuracy(both[1]):
-        test = paired(*(right_per_question(runs, seeds) for runs in both))
-        shares = [100 * right / total for right, total in map(accuracy, both)]
+    parts = {"Accuracy": "exact_match", "Accuracy, new phrasing": "harder"}
+    parts = {what: part for what, part in parts.items() if seeds and all(accuracy(runs, part) for runs in both)}
+    for what, part in parts.items():
+        test = paired(*(right_per_question(runs, seeds, part) for runs in both))
+        shares = [100 * right / total for right, total in (accuracy(runs, part) for runs in both)]
         counts = f"{first} did better on {test['only_first']} questions, {second} on {test['only_second']}; p = {test['p']:.2g}"
         verdict = "no difference shown"
         if test["p"] < level:
             verdict = f"{first if test['only_first'] > test['only_second'] else second} is better on these questions"
         said.append(
-            f"Accuracy: {first} answers {shares[0]:.0f} % exactly, {second} {shares[1]:.0f} %; {verdict} ({counts})."
+            f"{what}: {first} answers {shares[0]:.0f} % exactly, {second} {shares[1]:.0f} %; {verdict} ({counts})."
         )
-        if len(seeds) < 3:
-            said.append(
-                f"This rests on {len(seeds)} seed{'s' * (len(seeds) > 1)}: the test covers the choice of questions, not "
-                "the luck of a run. Three seeds or more are needed for a claim about the methods."
-            )
+    if parts and len(seeds) < 3:
+        said.append(
+            f"This rests on {len(seeds)} seed{'s' * (len(seeds) > 1)}: the test covers the choice of questions, not "
+            "the luck of a run. Three seeds or more are needed for a claim about the methods."
+        )
     if "base" in groups and (before := accuracy(groups["base"])):
         said.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
     return said

@@ -122,7 +122,7 @@ def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> A
     shown = [(method, runs) for method, runs in by_method(records).items() if accuracy(runs, part)]
     for row, (method, runs) in enumerate(shown):
         right, total = accuracy(runs, part)
-        low, high = wilson(right, total)
+        low, high = wilson(right / len(runs), total / len(runs))  # seeds are not more questions
         share = right / total
         axes.barh(row, 100 * share, color=COLOURS[method], hatch=HATCHES[method], edgecolor="white", height=0.6)
         axes.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]], color="black", capsize=5)
@@ -222,7 +222,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
     axes.set(xlabel="real tokens a second", xlim=(0, 1.15 * max(ceiling, 1.3 * max(speeds))))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, frameon=False)  # above: inside, it hides numbers
     return axes
 
 

@@ -186,7 +186,8 @@ def _make_tiny(folder: Path) -> None:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        with quiet():
+            LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
 def _unpack_smollm2(folder: Path) -> None:
