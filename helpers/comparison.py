@@ -130,10 +130,12 @@ def accuracy(records: list[RunRecord], part: str = "exact_match") -> tuple[int, 
 
 
 def _spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
-    if None in values:
+    measured = [value for value in values if value is not None]  # a run beside others has no speed
+    if not measured:
         return "not measured"
-    shown = f"{mean(values) / scale:,.{digits}f}"
-    return f"{shown} ± {stdev(values) / scale:.{digits}f}" if len(values) > 1 else shown
+    shown = f"{mean(measured) / scale:,.{digits}f}"
+    shown = f"{shown} ± {stdev(measured) / scale:.{digits}f}" if len(measured) > 1 else shown
+    return shown if len(measured) == len(values) else f"{shown} ({len(measured)} of {len(values)} runs)"
 
 
 def table(records: list[RunRecord]) -> pandas.DataFrame:
