@@ -50,11 +50,13 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
         "training rows": lambda r: r.data["fingerprints"]["train"],
         "supervised tokens": lambda r: r.training.get("supervised_tokens"),
         "precision": lambda r: r.decisions["precision"]["value"],
-        "device": lambda r: r.device.get("name"),
+        "device": lambda r: str(r.device.get("name")).partition(", ")[0],  # without the threads of a processor
     }
+    for_timed = {"device whose speed was measured": lambda r: r.device.get("name")}
     shared: dict[str, object] = {}
     trained = [r for r in records if r.method != "base"]
-    for part, names in ((records, fields), (trained, for_trained)):
+    timed = [r for r in trained if r.training.get("tokens_per_second")]
+    for part, names in ((records, fields), (trained, for_trained), (timed, for_timed)):
         for name, get in names.items():
             values = [(f"{r.method}, seed {r.seed},", get(r)) for r in part]
             for run, value in values:
@@ -182,8 +184,9 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
         x, y = average(a, get), average(b, get)
         more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
         said.append(f"{what.capitalize()}: {more} takes {ratio:.3g} times what {less} takes.")
-    if all(r.training["tokens_per_second"] for r in a + b):
-        x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in (a, b))
+    timed = [[r for r in runs if r.training["tokens_per_second"]] for runs in (a, b)]
+    if all(timed):
+        x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in timed)
         faster, ratio = (first, x / y) if x >= y else (second, y / x)
         said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
     seeds = sorted({r.seed for r in a} & {r.seed for r in b})

@@ -54,6 +54,15 @@ def test_other_runs_are_refused_with_what_differs(runs, part, change, words):
         comparability([runs.lora.record, other])
 
 
+def test_threads_matter_where_a_speed_was_measured(runs):
+    """A run beside others, with fewer threads and no speed, may stand with the measured ones; a measured one may not."""
+    lora, full = runs.lora.record, runs.full.record
+    fewer = full.device | {"name": full.device["name"].partition(", ")[0] + ", 77 threads"}
+    with pytest.raises(NotComparable, match="device whose speed was measured differ.*77 threads"):
+        comparability([lora, replace(full, device=fewer)])
+    comparability([lora, replace(full, device=fewer, training=full.training | {"tokens_per_second": None})])
+
+
 def _scored(record, right: list[int], seed: int = 0):
     return replace(record, seed=seed, evaluation=record.evaluation | {"exact_match": right})
 

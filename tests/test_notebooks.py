@@ -7,6 +7,7 @@ import re
 from helpers import records
 from helpers.comparison import comparability
 from helpers.parameters import find_notebooks, parameters_of
+from helpers.runner import run_all
 from helpers.settings import ROOT, settings_for
 
 import nbformat
@@ -160,3 +161,8 @@ def test_compare_ends_in_computed_sentences(series):
 def test_nothing_of_the_machine_is_printed(series, notebook):
     text = json.dumps([{k: v for k, v in o.items() if k != "metadata"} for o in outputs(series, notebook)])
     assert str(ROOT) not in text
+
+
+def test_the_comparison_works_with_the_reference_records_alone(tmp_path):
+    """As for a reader who has trained nothing yet; no model is needed, so the default profile will do."""
+    assert run_all("small", notebooks="04", runs_dir=str(tmp_path), say=print) == "ok"
