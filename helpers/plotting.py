@@ -172,7 +172,7 @@ def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
                       linestyle=DASHES[record.method], marker=marker, markersize=4,
                       label=f"{record.method}, layer {update['layer'].split('.')[0]}")  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="rank", ylabel="share of the update, %", title=kind, ylim=(0, 105))
     axes.grid(alpha=0.3)
     return axes
