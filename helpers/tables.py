@@ -16,7 +16,7 @@ EMPTY = ("", "NaN", "nan")
 def align(table: str) -> str:
     """The HTML of a table with the columns that are mostly text and the names of its rows aligned to the left."""
     rows = [VALUE.findall(row) for row in ROW.findall(table)]
-    words = [_is_text(column) for column in zip(*filter(None, rows), strict=True)]
+    words = [_is_text(column) for column in zip(*filter(None, rows), strict=False)]  # a cell may hold a table
 
     def aligned(row: re.Match) -> str:
         if "colspan" in row[0]:

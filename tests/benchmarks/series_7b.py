@@ -30,6 +30,7 @@ from helpers.sources import base_folder
 
 import torch
 
+WORDS = ["memory", "weight", "rank", "step", "token", "layer", "batch", "loss", "head", "query", "value", "key"]
 SHARD = {"Llama-2-7B": "5GB", "tiny": "100KB"}
 
 
@@ -60,23 +61,7 @@ def make_rows(file: Path) -> None:
     rng = random.Random(0)
     with file.open("w", encoding="utf-8") as handle:
         for number in range(600):
-            words = rng.choices(
-                [
-                    "memory",
-                    "weight",
-                    "rank",
-                    "step",
-                    "token",
-                    "layer",
-                    "batch",
-                    "loss",
-                    "head",
-                    "query",
-                    "value",
-                    "key",
-                ],
-                k=rng.randint(8, 160),
-            )
+            words = rng.choices(WORDS, k=rng.randint(8, 160))
             row = {"question": f"Say something about topic {number}.", "answer": " ".join(words)}
             handle.write(json.dumps(row) + "\n")
 
