@@ -190,9 +190,35 @@ def main() -> None:
 
         name, method, changes = next(row for row in LADDER if (given.only or ["each layer compiled"])[0] in row[0])
         profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-        measure(name, method, profile=profiler, **changes)
+        row = measure(name, method, profile=profiler, **changes)
         for order in ("self_cuda_time_total", "self_cpu_time_total"):
             print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70))
+        result = {"device": torch.cuda.get_device_name(0), "date": now(), "commit": git_state(ROOT)[0],
+                  "environment": environment(), "rung": name} | by_kind(profiler, row)  # fmt: skip
+        print(json.dumps(result, indent=1))
+        (given.out / "profile.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+KINDS = {
+    "attention": ("flash", "fmha"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "xmma", "splitk"),
+    "compiled": ("triton",),
+}
+
+
+def by_kind(profiler, row: dict) -> dict:
+    """Seconds of the GPU by kind of kernel, over all steps, and the speed of its matrix products alone."""
+    seconds = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = event.key.lower()
+            kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+            seconds[kind] += event.self_device_time_total / 1e6
+    operations = row["tflops"] / row["tokens_per_second"] * row["tokens_per_step"] * (WARM + TIMED)
+    return {
+        "share": {kind: round(s / sum(seconds.values()), 3) for kind, s in seconds.items()},
+        "matrix_products_tflops": round(operations / seconds["matrix products"]),
+    }
 
 
 if __name__ == "__main__":
