@@ -3,6 +3,10 @@
 Registered with transformers under the name "varlen". Each row attends to itself only; the bounds of the rows come
 with the batch (``cu_seq_lens_q``, see helpers.batches). On ROCm the same call reaches AOTriton: not run there yet,
 which is why :func:`probe` compares the kernel with plain attention before a run relies on it.
+
+torch's SDPA is kept away from cuDNN, which plans each new shape before it computes: some 0.4 s for a batch that trains
+and 0.04 s for a token that is generated, on one NVIDIA H200 (2026-11-22, "cudnn" in helpers/reference/speed-7b.json).
+Ragged rows make a new shape in nearly every step, and an answer one with every token.
 """
 
 from __future__ import annotations
@@ -64,3 +68,4 @@ def probe(device: str) -> str | None:
 
 
 AttentionInterface.register(NAME, varlen_forward)
+torch.backends.cuda.enable_cudnn_sdp(False)

@@ -162,12 +162,8 @@ def make_trainer(model, settings, ours: Plan, order, tokenizer, batches: Collato
 
 @contextlib.contextmanager
 def fast(model, ours: Plan):
-    """The chosen kernels in place while the model trains, and transformers' own again afterwards.
-
-    SDPA keeps away from cuDNN here: that plans each new shape of a batch for longer than the step takes, and ragged rows
-    make a new shape in nearly every step (tests/benchmarks/speed.py).
-    """
-    usual, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
+    """The chosen kernels in place while the model trains, and transformers' own again afterwards."""
+    usual = model.config._attn_implementation
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     code = vars(sys.modules[type(base).__module__])
     plain = dict(code)
@@ -178,14 +174,12 @@ def fast(model, ours: Plan):
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = base.get_decoder().layers if ours.value("compile") else []
     try:
-        torch.backends.cuda.enable_cudnn_sdp(False)
         if ours.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
         for layer in layers:
             layer.compile()
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(usual)
         code.update(plain)  # Liger replaces classes and functions for every model that is made after
         for layer in layers:

@@ -4,17 +4,13 @@ Makes a local folder with random weights of that shape (safetensors shards, the 
 notebooks on it without a browser, with the profile llama2-7b, made-up rows and a few steps, and prints and writes
 (``series-7b.json``) one line for each notebook: seconds, peak memory. Answers and scores mean nothing here.
 
-What ran before in DIR and did not change is not run again, so a machine that is lent for minutes can go on. Where
-papermill is absent, each notebook's code cells are executed one after the other in a child process, and the table says
-so.
+What ran before in DIR is not run again, so a machine that is lent for minutes can go on.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import random
 import subprocess
 import sys
@@ -92,37 +88,6 @@ class Watch:
             self.peak = max(self.peak, self._used())
 
 
-def run_cells(notebook: Path, parameters: dict) -> None:
-    """Execute a notebook's code cells in this process: no kernel, no outputs kept, figures drawn and thrown away."""
-    import types
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    if importlib.util.find_spec("IPython") is None:
-        shown = types.ModuleType("IPython.display")
-        shown.Markdown = shown.HTML = shown.Pretty = str
-        sys.modules |= {"IPython": types.ModuleType("IPython"), "IPython.display": shown}
-
-    class Shown:
-        """What display() gives a cell that shows something and then updates it."""
-
-        def __init__(self, *things, **_):
-            print(*things)
-
-        update = __init__
-
-    display = importlib.import_module("IPython.display").display = Shown
-
-    os.chdir(notebook.parent)
-    names: dict = {"__name__": "__main__", "display": display}
-    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{notebook.stem} cell {number + 1}", "exec"), names)
-            if "parameters" in cell["metadata"].get("tags", []):
-                names |= {name: value for name, value in parameters.items() if name in names}
-
-
 def known(notebook: Path) -> str:
     """The source of a notebook's parameters cell."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -130,26 +95,14 @@ def known(notebook: Path) -> str:
 
 
 def execute(notebook: Path, parameters: dict, runs: Path) -> tuple[str, int | None]:
-    """Run one notebook, by the runner where papermill is there; its end and its largest resident memory."""
-    if importlib.util.find_spec("papermill"):
-        words = " ".join(f"{name}={value}" for name, value in parameters.items() if f"{name} =" in known(notebook))
-        done = subprocess.run(
-            [sys.executable, "-m", "helpers.runner", "--profile", "llama2-7b", "--notebooks", notebook.stem,
-             "--params", words, "--runs-dir", str(runs)], cwd=ROOT, check=False,
-        )  # fmt: skip
-        status = json.loads((runs / "llama2-7b" / "status.json").read_text(encoding="utf-8"))["notebooks"]
-        return "ok" if done.returncode == 0 else f"exit {done.returncode}", status[notebook.stem].get("peak")
-    runs.mkdir(exist_ok=True)
-    log = runs / f"{notebook.stem}.log"
-    given = parameters | {"profile": "llama2-7b", "runs_dir": str(runs)}
-    with open(log, "w", encoding="utf-8") as handle:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.series_7b", "--cells", str(notebook),
-             "--parameters", json.dumps(given)], cwd=ROOT, stdout=handle, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
-    if done.returncode:
-        print(*log.read_text(encoding="utf-8").splitlines()[-15:], sep="\n")
-    return "ok" if done.returncode == 0 else f"exit {done.returncode}", None
+    """Run one notebook by the runner; its end and its largest resident memory."""
+    words = " ".join(f"{name}={value}" for name, value in parameters.items() if f"{name} =" in known(notebook))
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.runner", "--profile", "llama2-7b", "--notebooks", notebook.stem,
+         "--params", words, "--runs-dir", str(runs)], cwd=ROOT, check=False,
+    )  # fmt: skip
+    status = json.loads((runs / "llama2-7b" / "status.json").read_text(encoding="utf-8"))["notebooks"]
+    return "ok" if done.returncode == 0 else f"exit {done.returncode}", status[notebook.stem].get("peak")
 
 
 def main() -> None:
@@ -158,20 +111,13 @@ def main() -> None:
     parser.add_argument("--notebooks", default="00 01 02 03 04 05 06")
     parser.add_argument("--shape", default="Llama-2-7B", choices=SHARD)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cells", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--parameters", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.cells:
-        return run_cells(given.cells.resolve(), json.loads(given.parameters))
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     make_model(out / "model", given.shape)
     free_memory()
     print(f"{given.shape}: model folder after {time.perf_counter() - begin:.0f} s", flush=True)
-    by_cells = importlib.util.find_spec("papermill") is None
-    if by_cells:
-        print("papermill is absent: code cells are executed in a child process for each notebook, without a kernel")
     make_rows(out / "rows.jsonl")
     parameters = {"model": str(out / "model"), "data": str(out / "rows.jsonl"), "max_steps": given.steps}
     table = out / "series-7b.json"
@@ -190,8 +136,7 @@ def main() -> None:
         commit, dirty = git_state(ROOT)
         table.write_text(json.dumps({
             "what": f"{given.shape} with random weights, made-up rows, {given.steps} steps", "made": now(), "commit": commit,
-            "dirty": dirty, "device": describe().to_dict(), "environment": environment(), "cells_only": by_cells,
-            "rows": list(rows.values()),
+            "dirty": dirty, "device": describe().to_dict(), "environment": environment(), "rows": list(rows.values()),
         }, indent=1), encoding="utf-8")  # fmt: skip
         if end != "ok":
             break
