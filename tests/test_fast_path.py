@@ -153,3 +153,7 @@ def test_a_packed_run_trains_and_says_what_was_padding(tmp_path, data):
     record = train(settings, data).record
     assert record.training["padded_tokens"] == 4 * 640 and 0 < record.training["tokens"] <= 4 * 640
     assert record.steps[-1]["loss"] < record.steps[0]["loss"]
+
+
+def test_sdpa_keeps_away_from_cudnn_which_plans_every_new_shape():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -2,7 +2,8 @@
 
 Each in a process of its own, one after the other: TRL's SFTTrainer as it comes (its own loss, checkpointing, bf16 by
 autocast, the C library's usual malloc), and the path of the notebooks with the settings of the Makefile. The same rows
-in the same order, two steps of warm-up. Prints tokens per second, their ratio, and the losses of both.
+in the same order, two steps of warm-up. Then the base model answers the same questions: one at a time in the precision that
+transformers loads it in, and as the notebooks evaluate. Prints tokens and questions per second, ratios, and the losses of both.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from helpers.settings import ROOT, settings_for
 
-WARM = 2
+WARM, QUESTIONS = 2, 40
 
 
 def theirs(steps: int) -> dict:
@@ -48,8 +50,31 @@ def theirs(steps: int) -> dict:
         )  # fmt: skip
         trainer.train()
     tokens = sum(len(row.input_ids) for batch in order[WARM:] for row in batch)
-    return {"tokens_per_second": tokens / (clock.ends[-1] - clock.ends[WARM - 1]),
-            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}  # fmt: skip
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"tokens_per_second": tokens / (clock.ends[-1] - clock.ends[WARM - 1]), "losses": losses} | their_answers()
+
+
+def their_answers() -> dict:
+    """Greedy answers one at a time, by transformers as it comes."""
+    from helpers.data import prepare
+    from helpers.models import load_tokenizer
+    from helpers.sources import base_folder
+
+    from transformers import AutoModelForCausalLM
+
+    settings = settings_for("small", "lora")
+    tokenizer = load_tokenizer(settings)
+    model = AutoModelForCausalLM.from_pretrained(base_folder(settings), dtype="auto").eval()
+    asked, replies, start = prepare(settings, tokenizer).test[:QUESTIONS], [], time.perf_counter()
+    for example in asked:
+        inputs = tokenizer.apply_chat_template(
+            example.prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        out = model.generate(
+            **inputs, max_new_tokens=settings.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        replies.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return {"questions_per_second": len(asked) / (time.perf_counter() - start), "replies": replies}
 
 
 def ours(steps: int) -> dict:
@@ -60,7 +85,26 @@ def ours(steps: int) -> dict:
 
     settings = settings_for("small", "lora")
     found = measure(settings, prepare(settings, load_tokenizer(settings)), steps)
-    return {"tokens_per_second": found["tokens_per_second"], "losses": found["losses"]}
+    return {"tokens_per_second": found["tokens_per_second"], "losses": found["losses"]} | our_answers()
+
+
+def our_answers() -> dict:
+    """Greedy answers as the notebooks evaluate: many at a time, in the precision that the device multiplies."""
+    import dataclasses
+
+    from helpers.data import prepare
+    from helpers.evaluation import evaluate
+    from helpers.models import load_tokenizer, plan
+
+    settings = settings_for("small", "lora")
+    tokenizer = load_tokenizer(settings)
+    data = prepare(settings, tokenizer)
+    asked, model = dataclasses.replace(data, test=data.test[:QUESTIONS], harder=[]), plan(settings).load(settings)
+    start = time.perf_counter()
+    replies = [
+        reply["reply"] for reply in evaluate(model, tokenizer, asked, settings, replies_kept=QUESTIONS)["replies"]
+    ]
+    return {"questions_per_second": QUESTIONS / (time.perf_counter() - start), "replies": replies}
 
 
 def main() -> None:
@@ -89,7 +133,11 @@ def main() -> None:
             *(f"{x:.4f}" for x in found[name]["losses"]),
             flush=True,
         )
-    print(f"ratio    {found['ours']['tokens_per_second'] / found['theirs']['tokens_per_second']:.2f}")
+    for measure in ("tokens_per_second", "questions_per_second"):
+        mine, plain = (found[name][measure] for name in ("ours", "theirs"))
+        print(f"{measure}: {plain:.2f} and {mine:.2f}, ratio {mine / plain:.2f}")
+    same = [a == b for a, b in zip(found["theirs"]["replies"], found["ours"]["replies"], strict=True)]
+    print(f"equal replies: {sum(same)} of {len(same)}")
     if given.out:
         given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
