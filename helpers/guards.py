@@ -6,6 +6,7 @@ Each catches a fault of a published walkthrough: see the notebook 04_compare for
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,19 +207,20 @@ def saved_is_trained(trained: torch.Tensor, saved: torch.Tensor) -> Guard:
 
 
 def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
-    """sha256 over the bytes of all trainable or all frozen parameters, and how many tensors that were."""
-    total, number = hashlib.sha256(), 0
-    for name, value in sorted(model.named_parameters()):
-        if value.requires_grad == trainable:
-            raw = (
-                value.detach().contiguous().view(torch.uint8)
-                if value.dim()
-                else value.detach().view(1).view(torch.uint8)
-            )
-            total.update(name.encode())
-            total.update(raw.cpu().numpy().tobytes())
-            number += 1
-    return total.hexdigest()[:16], number
+    """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were.
+
+    They are the sha256 of a list of names, each with the sha256 of its bytes.
+    """
+    chosen = [(name, value) for name, value in sorted(model.named_parameters()) if value.requires_grad == trainable]
+    with ThreadPoolExecutor(8) as threads:  # hashing lets other threads run
+        hashes = threads.map(_sha256, [value for _, value in chosen])
+        lines = [f"{name} {digits}" for (name, _), digits in zip(chosen, hashes, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16], len(lines)
+
+
+def _sha256(value: torch.Tensor) -> str:
+    flat = value.detach().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).cpu().numpy()).hexdigest()
 
 
 class WeightWatch:

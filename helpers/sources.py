@@ -93,8 +93,8 @@ def _once(folder: Path, make) -> Path:
 
 def write_manifest(folder: Path) -> None:
     """Write the sha256 of every file of a model or adapter beside them, except of those that are only read by people."""
-    hashes = {f.name: sha256(f) for f in sorted(folder.iterdir()) if f.is_file() and f.suffix != ".md"}
-    hashes.pop(MANIFEST, None)
+    names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.suffix != ".md" and f.name != MANIFEST)
+    hashes = dict(zip(names, _hashes([folder / name for name in names]), strict=True))
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
@@ -104,8 +104,9 @@ def check_files(folder: Path) -> None:
     Raises:
         ModelError: names the first file that is missing or differs.
     """
-    for name, expected in _expected(folder).items():
-        if not (folder / name).is_file() or sha256(folder / name) != expected:
+    expected = _expected(folder)
+    for name, digest in zip(expected, _hashes([folder / name for name in expected]), strict=True):
+        if digest != expected[name]:
             again = f"delete {(folder / name).resolve()} and run this again to fetch it"
             if (folder / MANIFEST).is_file():
                 again = f"delete the folder {shown(folder)} and run the notebook that made it again"
@@ -139,6 +140,12 @@ def reading(folder: Path) -> Iterator[None]:
             f"{shown(folder)} could not be read as a model ({' '.join(str(error).split())[:200]}): a file is damaged, "
             "incomplete or of another format; copy or fetch the model again"
         ) from error
+
+
+def _hashes(files: list[Path]) -> list[str | None]:
+    """The sha256 of each file, None for one that is missing; hashing in one thread lets others run."""
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(lambda file: sha256(file) if file.is_file() else None, files))
 
 
 def sha256(path: Path) -> str:
@@ -237,8 +244,7 @@ def base_fingerprint(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{shown(folder)} holds no *.safetensors file; other weight formats are not loaded")
-    with ThreadPoolExecutor(4) as pool:
-        return hashlib.sha256("".join(pool.map(sha256, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(_hashes(files)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":  # `make model`: fetch the base model of a profile before the first run
