@@ -183,7 +183,8 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
     ):
         x, y = average(a, get), average(b, get)
         more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
-        said.append(f"{what.capitalize()}: {more} takes {ratio:.3g} times what {less} takes.")
+        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+        said.append(f"{what.capitalize()}: {more} takes {times} times what {less} takes.")
     timed = [[r for r in runs if r.training["tokens_per_second"]] for runs in (a, b)]
     if all(timed):
         x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in timed)

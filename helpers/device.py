@@ -203,11 +203,12 @@ class MemoryMonitor:
             if on_gpu
             else max((s[1] for s in self.samples), default=0)
         )
-        early = [s for s in self.samples if s[0] <= self.samples[0][0] + 15][
-            : points // 2
-        ]  # load and first steps whole
-        late = self.samples[len(early) :]
-        thinned = early + late[:: max(1, len(late) // (points // 2))]
+        load = [s for s in self.samples if s[2] == "load"]  # a large model may take minutes
+        rest = self.samples[len(load) :]
+        early = [s for s in rest if s[0] <= rest[0][0] + 15][: points // 2]  # the first steps whole
+        late = rest[len(early) :]
+        few = points // 4
+        thinned = load[: -1 : max(1, len(load) // few)] + load[-1:] + early + late[:: max(1, len(late) // few)]
         return {
             "peak": peak,
             "reserved": torch.cuda.max_memory_reserved(own_gpu()) if on_gpu else None,

@@ -39,7 +39,9 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="training loss, nats a token", yscale="log")
     axes.set_title(f"Training loss, mean of {smooth} steps")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
@@ -78,9 +80,9 @@ def memory_parts(
     return axes
 
 
-def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None) -> Axes:
-    """Memory in use over time, with the phase of each sample as a coloured and hatched ground."""
-    points = [p for p in record.memory["timeline"] if seconds is None or p[0] <= seconds]
+def memory_timeline(record: RunRecord, axes: Axes, since: float = 0, until: float = float("inf")) -> Axes:
+    """Memory in use between two moments, in seconds, with the phase of each sample as a coloured and hatched ground."""
+    points = [p for p in record.memory["timeline"] if since <= p[0] <= until]
     times, used = [p[0] for p in points], [p[1] / GB for p in points]
     spans: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
     for (before, _, _), (after, _, phase) in zip(points, points[1:], strict=False):  # a sample closes its phase
@@ -105,7 +107,8 @@ def memory_timeline(record: RunRecord, axes: Axes, seconds: float | None = None)
 def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> Axes:
     """Tokens a row for each split, with ``max_length`` as a line."""
     found = [length for split in lengths.values() for length in split]
-    bins = range(min(found) // 5 * 5, max(found) + 6, 5)
+    width = 5 * max(1, limit // 250)  # of a bar: at most some fifty below the limit
+    bins = range(min(found) // width * width, max(found) + width + 1, width)
     axes.hist(list(lengths.values()), bins=bins, stacked=True, label=list(lengths), edgecolor="white",
               color=["#0072B2", "#E69F00", "#009E73", "#CC79A7"][: len(lengths)], hatch=list(PATTERNS[: len(lengths)]))  # fmt: skip
     axes.axvline(limit, color="black", linestyle="--")

@@ -1,6 +1,7 @@
 """Figures can be read without seeing them, and without telling colours apart."""
 
 import re
+from dataclasses import replace
 from itertools import combinations
 
 from helpers import plotting
@@ -60,6 +61,16 @@ def test_no_two_marks_of_a_figure_differ_in_colour_alone(axes, trained):
         draw()
         looks = [_look(handle) for handle in axes.get_legend_handles_labels()[0]]
         assert len(looks) > 1 and all(a != b for a, b in combinations(looks, 2)), (looks, axes.get_title())
+
+
+def test_figures_fit_a_large_model_with_long_rows_as_well(axes, trained):
+    plotting.length_histogram({"train": list(range(60, 1900, 3)), "test": [500, 700]}, 2048, axes)
+    assert len(axes.containers[0]) < 60  # bars that can be told apart
+    axes.clear()
+    narrow = replace(trained[0], steps=[s | {"loss": 1.7 - 0.02 * i} for i, s in enumerate(trained[0].steps[:20])])
+    low, high = plotting.loss_curves([narrow], axes).get_ylim()
+    assert sum(low < tick < high for tick in axes.get_yticks()) > 2
+    assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def _look(handle) -> tuple:

@@ -73,6 +73,8 @@ def test_conclusions_follow_the_numbers(runs):
     assert any("full is better" in s for s in conclusions([_scored(lora, worse), _scored(full, better)]))
     assert any("lora is better" in s for s in conclusions([_scored(lora, better), _scored(full, worse)]))
     assert any("no difference shown" in s for s in conclusions([_scored(lora, worse), _scored(full, worse)]))
+    whole = replace(full, training=full.training | {"trainable": 1600 * lora.training["trainable"]})
+    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([lora, whole])
 
 
 def test_conclusions_say_on_how_many_seeds_they_rest(runs):
