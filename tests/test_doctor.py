@@ -209,11 +209,17 @@ def test_output_that_ends_early_leaves_gaps_and_no_wrong_values(cut):
 def test_nvidia_smi_is_read(tools):
     tools(
         "nvidia-smi",
-        {"": "0, NVIDIA H200, 143771 MiB, 4 MiB, 27, 76.52 W, 580.95.05\n1, [N/A], [N/A], [N/A], [N/A], [N/A], x"},
+        {
+            "": "0, NVIDIA H200, 143771 MiB, 4 MiB, 27, 76.52 W, 580.95.05, 00000000:1B:00.0\n"
+            "1, [N/A], [N/A], [N/A], [N/A], [N/A], x, [N/A]"
+        },
     )
     first, second = smi.nvidia().cards
     assert (first.name, first.total, first.power, first.driver) == ("NVIDIA H200", 143771 * 2**20, 76.52, "580.95.05")
     assert second.total is second.used is second.power is None
+    one = hip({"bus": "0000:1b:00.0"})["torch_sees"]  # CUDA_VISIBLE_DEVICES hides the other
+    (device,) = Machine(nvidia=smi.nvidia(), probes={"torch_sees": one}).devices
+    assert (device.temperature, device.power, device.used) == (27, 76.52, 4 * 2**20)
 
 
 # --- findings -----------------------------------------------------------------------------------------------------

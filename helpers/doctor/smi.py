@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 
 from helpers.doctor import amd_smi, rocm_smi
-from helpers.doctor.cards import Process, Reading, card, celsius, size, watts, words
+from helpers.doctor.cards import Process, Reading, address, card, celsius, size, watts, words
 
 
 class ToolError(RuntimeError):
@@ -133,7 +133,7 @@ def nvidia(seconds: float = 15) -> Reading:
     """What nvidia-smi says."""
     if (path := find("nvidia-smi")) is None:
         return Reading()
-    wanted = "index,name,memory.total,memory.used,temperature.gpu,power.draw,driver_version"
+    wanted = "index,name,memory.total,memory.used,temperature.gpu,power.draw,driver_version,pci.bus_id"
     try:
         text = run([path, f"--query-gpu={wanted}", "--format=csv,noheader"], seconds)
     except ToolError as error:
@@ -141,10 +141,11 @@ def nvidia(seconds: float = 15) -> Reading:
     cards = []
     for line in text.splitlines():
         parts = [part.strip().replace("MiB", "MB") for part in line.split(",")]
-        if len(parts) == 7 and parts[0].isdigit():
+        if len(parts) == 8 and parts[0].isdigit():
             facts = {
                 "name": words(parts[1]), "total": size(parts[2]), "used": size(parts[3]),
                 "temperature": celsius(parts[4]), "power": watts(parts[5]), "driver": words(parts[6]),
+                "bus": address(parts[7][-12:]),  # its domain has eight digits, torch's four
             }  # fmt: skip
             cards.append(card(int(parts[0]), facts))
     return Reading(cards, troubles=[] if cards else ["nvidia-smi said nothing that could be understood"])
