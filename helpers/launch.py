@@ -87,7 +87,7 @@ def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) ->
     said = []
     try:
         for line in child.stdout:
-            if line.startswith(f"{settings.method}:"):  # the progress bar of the main process
+            if line.startswith(f"{settings.method} on {count} "):  # the progress bar of the main process
                 print(f"\r{line.rstrip()}", end="", flush=True)
             elif line.strip():
                 said.append(line.rstrip())

@@ -200,8 +200,10 @@ def _load(given, settings: Settings, data: Data, tokenizer, ours: Plan, adapter)
 def _progress(settings: Settings, start: Checkpoint | None):
     from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
 
-    return tqdm(total=settings.max_steps, initial=start.step if start else 0, desc=settings.method, unit="step",
-                mininterval=2, ncols=88, file=sys.stdout, disable=not distributed.is_main())  # fmt: skip
+    devices = distributed.processes()
+    return tqdm(total=settings.max_steps, initial=start.step if start else 0, unit="step", mininterval=2, ncols=88,
+                desc=f"{settings.method} on {devices} device{'s' * (devices > 1)}", file=sys.stdout,
+                disable=not distributed.is_main())  # fmt: skip
 
 
 def _save(model, settings: Settings, tokenizer) -> None:

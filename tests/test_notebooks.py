@@ -153,6 +153,12 @@ def test_notebook_and_helpers_agree_on_the_adapter(series, runs):
     assert [s["loss"] for s in lora.steps] == [s["loss"] for s in runs.lora.record.steps]
 
 
+def test_progress_says_how_many_devices_train(series):
+    text = "".join(o.get("text", "") for o in outputs(series, SERIES[7]))
+    for training in ("lora on 1 device:", "lora on 2 devices:", "full on 1 device:", "full on 2 devices:"):
+        assert training in text
+
+
 def test_compare_ends_in_computed_sentences(series):
     text = json.dumps([o.get("data", {}) for o in outputs(series, SERIES[4])])
     assert "Accuracy:" in text and "Peak memory:" in text

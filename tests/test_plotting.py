@@ -1,0 +1,38 @@
+"""Figures stay readable at sizes that the default run does not have."""
+
+from types import SimpleNamespace
+
+from helpers import plotting
+from helpers.records import load_table
+
+import matplotlib.pyplot as plt
+import pytest
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("losses", [(11.2, 9.5), (1.6, 1.15), (1.6, 0.9), (12.0, 3.5), (2.0, 0.04)])
+def test_a_loss_axis_has_several_numbers_however_little_it_spans(axes, losses):
+    steps = [{"step": number + 1, "loss": loss} for number, loss in enumerate(losses)]
+    plotting.loss_curves([SimpleNamespace(steps=steps, method="lora", seed=0)], axes, smooth=1)
+    low, high = axes.get_ylim()
+    assert len({tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high}) >= 3
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+@pytest.mark.parametrize("ceiling", [100_000, 1_800_000])
+def test_bars_can_be_seen_beside_any_ceiling(axes, ceiling):
+    plotting.rungs([{"name": "bf16", "tokens_per_second": 40_000}], axes, ceiling)
+    assert axes.get_xlim()[1] < 8 * 40_000 and f"{ceiling:,}" in axes.get_legend().get_texts()[0].get_text()
+
+
+def test_no_point_of_the_growth_figure_is_cut_off():
+    figure, panels = plt.subplots(1, 3, sharey=True)
+    plotting.growth(load_table("growth-7b")["rows"], panels)
+    assert max(max(line.get_ydata()) for axes in panels for line in axes.lines) < 0.95 * panels[0].get_ylim()[1]
+    plt.close(figure)
