@@ -31,8 +31,9 @@ def test_bars_can_be_seen_beside_any_ceiling(axes, ceiling):
     assert axes.get_xlim()[1] < 8 * 40_000 and f"{ceiling:,}" in axes.get_legend().get_texts()[0].get_text()
 
 
-def test_no_point_of_the_growth_figure_is_cut_off():
+def test_the_points_of_the_growth_figure_fill_it_and_none_is_cut_off():
     figure, panels = plt.subplots(1, 3, sharey=True)
     plotting.growth(load_table("growth-7b")["rows"], panels)
-    assert max(max(line.get_ydata()) for axes in panels for line in axes.lines) < 0.95 * panels[0].get_ylim()[1]
+    best = max(max(line.get_ydata()) for axes in panels for line in axes.lines)
+    assert 0.8 < best / panels[0].get_ylim()[1] < 0.95
     plt.close(figure)
