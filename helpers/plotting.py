@@ -39,9 +39,9 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="training loss, nats a token", yscale="log")
     axes.set_title(f"Training loss, mean of {smooth} steps")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
