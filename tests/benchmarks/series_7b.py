@@ -131,12 +131,12 @@ def main() -> None:
             end, resident = execute(notebook, parameters, out / "runs")
         rows[notebook.stem] = {
             "notebook": notebook.stem, "status": end, "seconds": round(time.perf_counter() - start, 1),
-            "peak_memory": watch.peak - watch.before or None, "resident": resident,
+            "peak_memory": watch.peak - watch.before or None, "resident": resident, "finished": now(),
+            "devices": torch.cuda.device_count(), "commit": git_state(ROOT)[0],
         }  # fmt: skip
-        commit, dirty = git_state(ROOT)
         table.write_text(json.dumps({
-            "what": f"{given.shape} with random weights, made-up rows, {given.steps} steps", "made": now(), "commit": commit,
-            "dirty": dirty, "device": describe().to_dict(), "environment": environment(), "rows": list(rows.values()),
+            "what": f"{given.shape} with random weights, made-up rows, {given.steps} steps",
+            "device": describe().to_dict(), "environment": environment(), "rows": list(rows.values()),
         }, indent=1), encoding="utf-8")  # fmt: skip
         if end != "ok":
             break
