@@ -195,7 +195,7 @@ class MemoryMonitor:
         self.sample()
         self.phase = phase
 
-    def result(self, points: int = 400) -> dict:
+    def result(self, points: int = 500) -> dict:
         """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
         on_gpu = self.kind != "cpu"
         peak = (
