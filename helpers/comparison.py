@@ -144,7 +144,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
     """One column a method: what was trained, memory, time, losses, score. Means over seeds, ± one standard deviation."""
     columns = {}
     for method, runs in by_method(records).items():
-        column: dict[str, str] = {"seeds": ", ".join(str(r.seed) for r in runs)}
+        column: dict[str, str] = {"seed": ", ".join(str(r.seed) for r in runs)}
         if method != "base":
             training = [r.training for r in runs]
             column["trainable parameters"] = f"{training[0]['trainable']:,}"
@@ -154,7 +154,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
             column["training time, s"] = _spread([t["train_seconds"] for t in training], 0)
             column["tokens per second"] = _spread([t["tokens_per_second"] for t in training], 0)
             column["saved, MB"] = _spread([sum(r.files.values()) for r in runs], 1, 1e6)
-            column["elements changed"] = _spread([100 * t["changed_share"] for t in training], 2) + " %"
+            column["trained elements changed"] = _spread([100 * t["changed_share"] for t in training], 2) + " %"
         column["held-out loss"] = _spread([r.evaluation["loss"] for r in runs], 4)
         for name, part in (("exact match", "exact_match"), ("exact match, new phrasing", "harder")):
             if counts := accuracy(runs, part):

@@ -261,6 +261,8 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     prompts = [e.prompt for e in data.test[:4]]
     everything = using.padded_right(range(4), load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
     assert "what stands before it" in everything.message
+    one = using.padded_right(3, load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
+    assert "as a set" in one.message
 
     def both(model, factor):
         for name, value in model.named_parameters():

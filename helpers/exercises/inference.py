@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from helpers.data import IGNORED, Example
+from helpers.device import quiet
 from helpers.exercises import check, need, number
 
 import torch
@@ -28,6 +29,7 @@ def room_to_answer(tokens, *, examples: list[Example], tokenizer) -> str:
 @check
 def padded_right(same, *, load: Callable, tokenizer, prompts: list[list[dict]], limit: int) -> str:
     """Which prompts of a batch keep their answer when the padding stands on the right; measured by asking."""
+    need(not isinstance(same, int | str), "give the numbers of the rows as a set, such as {1, 2}.")
     said, model = set(same), load()
     need(said <= set(range(len(prompts))), f"the prompts are numbered 0 to {len(prompts) - 1}.")
 
@@ -36,7 +38,7 @@ def padded_right(same, *, load: Callable, tokenizer, prompts: list[list[dict]], 
             prompts, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True,
             tokenizer_kwargs={"padding_side": side},
         ).to(model.device)  # fmt: skip
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet():  # transformers warns of the padding that is asked about
             out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         new = out[:, inputs["input_ids"].shape[1] :]
         return tokenizer.batch_decode(new, skip_special_tokens=True), inputs["attention_mask"].all(dim=1).tolist()
