@@ -88,7 +88,10 @@ def test_a_measurement_is_the_same_in_the_readme_the_notebook_and_the_timetable(
     lines = (ROOT / "README.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| [{notebook.stem}]"))
     time, memory = (cell.strip() for cell in row.split("|")[3:5])
-    said = prose(notebook).partition("**Measured**")[2].partition("AMD EPYC")[0] + prose(notebook).partition("AMD EPYC")[2][:120]
+    said = (
+        prose(notebook).partition("**Measured**")[2].partition("AMD EPYC")[0]
+        + prose(notebook).partition("AMD EPYC")[2][:120]
+    )
     assert time in said and memory in said
     timetable = (ROOT / "docs/instructor.md").read_text()
     planned = float(re.search(rf"^\| {notebook.stem} \| ([\d.]+) min \|", timetable, re.MULTILINE)[1])
