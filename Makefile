@@ -80,8 +80,10 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
 	@$(PY) -m helpers.catchup --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
 
+# its settings keep JupyterLab from asking each newcomer about news of Jupyter
+LAB_SETTINGS := --LabApp.app_settings_dir=docs/workshop/lab
 lab: $(READY)  ## open JupyterLab on this machine only, with its token
-	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_ARGS)
+	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks $(LAB_SETTINGS) $(LAB_ARGS)
 
 # In two processes, one core each: the tests that look at the executed series, and all others. 5: pytest chose none.
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile

@@ -84,6 +84,13 @@ def ask(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict]
         return error.code, dict(error.headers)
 
 
+def test_the_lab_asks_nobody_about_news(lab):
+    name = "@jupyterlab/apputils-extension:notification"
+    with urllib.request.urlopen(f"{lab['origin']}/lab/api/settings/{name}?token={lab['token']}", timeout=30) as answer:
+        chosen = json.load(answer)["schema"]["properties"]
+    assert chosen["fetchNews"]["default"] == "false" and chosen["checkForUpdates"]["default"] is False
+
+
 def test_jupyter_token_stays_on(lab):
     assert len(lab["token"]) >= 32
     assert ask(f"{lab['origin']}/api/kernels", b"{}")[0] == 403, "an anonymous client must not start a kernel"
