@@ -45,7 +45,6 @@ def prepare_seat(spawner):
     first = seat * CORES % psutil.cpu_count()
     limits = ["prlimit", f"--data={MEMORY}", "taskset", "--cpu-list", f"{first}-{first + CORES - 1}"]
     spawner.cmd = [*limits, str(Path(sys.executable).parent / "jupyterhub-singleuser")]
-    spawner.args = [f"--LabApp.app_settings_dir={REPOSITORY / 'docs' / 'workshop' / 'lab'}"]  # no question about news
 
 
 c = get_config()  # noqa: F821 - JupyterHub defines it
