@@ -131,6 +131,12 @@ def accuracy(records: list[RunRecord], part: str = "exact_match") -> tuple[int, 
     return (sum(map(sum, scores)), sum(map(len, scores))) if scores else None
 
 
+def accuracy_interval(records: list[RunRecord], part: str = "exact_match") -> tuple[float, float]:
+    """95 % Wilson interval of the share of right answers, over seeds: they answer the same questions, so each counts once."""
+    seeds = sum(bool(r.evaluation and r.evaluation[part] is not None) for r in records)
+    return wilson(*(count / seeds for count in accuracy(records, part)))
+
+
 def _spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
     measured = [value for value in values if value is not None]  # a run beside others has no speed
     if not measured:
@@ -158,7 +164,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
         column["held-out loss"] = _spread([r.evaluation["loss"] for r in runs], 4)
         for name, part in (("exact match", "exact_match"), ("exact match, new phrasing", "harder")):
             if counts := accuracy(runs, part):
-                low, high = wilson(*(count / len(runs) for count in counts))  # seeds are not more questions
+                low, high = accuracy_interval(runs, part)
                 column[name] = f"{counts[0]}/{counts[1]} = {100 * counts[0] / counts[1]:.0f} %"
                 column[f"{name}, 95 %"] = f"{100 * low:.0f} to {100 * high:.0f} %"
         columns[method] = column

@@ -7,7 +7,7 @@ their dashes, surfaces in their hatching. Importing this module gives every figu
 from __future__ import annotations
 
 from helpers import alt_text
-from helpers.comparison import GB, accuracy, by_method, wilson
+from helpers.comparison import GB, accuracy, accuracy_interval, by_method
 from helpers.records import RunRecord
 
 from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> A
     shown = [(method, runs) for method, runs in by_method(records).items() if accuracy(runs, part)]
     for row, (method, runs) in enumerate(shown):
         right, total = accuracy(runs, part)
-        low, high = wilson(right / len(runs), total / len(runs))  # seeds are not more questions
+        low, high = accuracy_interval(runs, part)
         share = right / total
         axes.barh(row, 100 * share, color=COLOURS[method], hatch=HATCHES[method], edgecolor="white", height=0.6)
         axes.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]], color="black", capsize=5)

@@ -3,7 +3,7 @@
 Parts:
     ladder   from the published recipe to this project's path, one lever a rung, for LoRA; then QLoRA and full
     growth   tokens per second and peak memory against row length, batch, rank and model size
-    profile  where the time of a rung goes, by kernel and by call on the CPU (--only; default: the fastest LoRA rung)
+    profile  where the time of a rung goes, by kernel and by call on the CPU (--only; default: the compiled LoRA rung)
 
 Random weights, 1,000 synthetic rows of log-normal length (24 to 1,024 tokens), every token supervised. Speed counts
 real tokens over 15 steps after 5 of warm-up; memory is what torch allocated at its peak. A table on the terminal, a
