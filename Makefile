@@ -71,14 +71,14 @@ doctor: $(READY)  ## what this machine is, what works on it, and remedies for wh
 	@$(PY) -m helpers.doctor
 
 model: $(READY)  ## fetch the base model of PROFILE
-	@$(PY) -m helpers.sources $(PROFILE)
+	@$(PY) -m helpers.sources.base_models $(PROFILE)
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
-	@$(PY) -m helpers.runner --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
+	@$(PY) -m helpers.headless.runner --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
 	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
-	@$(PY) -m helpers.catchup --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
+	@$(PY) -m helpers.workshop.catch_up --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
 
 # its settings keep JupyterLab from asking each newcomer about news of Jupyter
 LAB_SETTINGS := --LabApp.app_settings_dir=docs/workshop/lab
@@ -115,11 +115,11 @@ canary: $(READY)  ## the same with the newest release of every package, to learn
 fetch: $(READY)  ## bring what PROFILE needs into the folder TO; WHEELS=1 adds the packages of this environment
 	@test -z "$(WHEELS)" || { mkdir -p "$(TO)/wheels" && $(PY) -m pip download --quiet --dest "$(TO)/wheels" $(TORCH) \
 	  && $(PY) -m pip download --quiet --dest "$(TO)/wheels" --find-links "$(TO)/wheels" -c constraints.txt -c $(VENV)/torch.txt '.[test]' 'setuptools>=77'; }
-	@$(PY) -m helpers.offline fetch "$(TO)" --profile "$(PROFILE)"
+	@$(PY) -m helpers.workshop.kit fetch "$(TO)" --profile "$(PROFILE)"
 
 rehearse: $(READY)  ## run the series from the folder KIT, read-only, with the network cut off
 	@test -n "$(KIT)" || { echo "error: say which folder: make rehearse KIT=folder"; exit 2; }
-	@$(PY) -m helpers.offline rehearse "$(KIT)" --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)"
+	@$(PY) -m helpers.workshop.kit rehearse "$(KIT)" --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)"
 
 site: $(READY)  ## build the site in site/html from the executed notebooks of PROFILE
 	@$(call extra,site)

@@ -17,10 +17,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from helpers.comparison import NotComparable, conclusions, table
+from helpers.headless.runner import find_notebooks
+from helpers.headless.tables import align
 from helpers.records import load_reference, load_series
-from helpers.runner import find_notebooks
 from helpers.settings import ROOT, shown
-from helpers.tables import align
 
 import nbformat
 

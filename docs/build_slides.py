@@ -12,9 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from docs.build_site import executed_run
-from helpers.runner import find_notebooks
+from helpers.headless.runner import find_notebooks
+from helpers.headless.summary import markdown_to_html
 from helpers.settings import ROOT, shown
-from helpers.summary import markdown_to_html
 
 import nbformat
 

@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 
-from helpers import tables
+from helpers.headless import tables
 
 # tqdm: no ipywidgets, so plain bars, which is what these notebooks use
 warnings.filterwarnings("ignore", message="IProgress not found")

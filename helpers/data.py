@@ -10,9 +10,9 @@ import json
 import random
 from dataclasses import dataclass, field
 
-from helpers.questions import answer_of, make_splits
-from helpers.rows import DataError, conversations, to_messages
 from helpers.settings import Settings
+from helpers.sources.files import DataError, conversations, to_messages
+from helpers.sources.questions import answer_of, make_splits
 
 from jinja2 import TemplateError
 

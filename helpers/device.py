@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
-from helpers import attention
+from helpers.engine import attention
 from helpers.settings import Settings
 
 import psutil
@@ -49,7 +49,7 @@ class Device:
 
 
 def own_gpu() -> int:
-    """The number of this process's GPU: the one a launcher gave it (helpers.distributed), otherwise the first."""
+    """The number of this process's GPU: the one a launcher gave it (helpers.engine.distributed), otherwise the first."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 

@@ -6,11 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from helpers import distributed
 from helpers.data import IGNORED, Data, Example, fingerprint
+from helpers.engine import distributed
+from helpers.engine.loss import supervised_nll
 from helpers.inference import generate
-from helpers.loss import supervised_nll
-from helpers.questions import answer_of
+from helpers.sources.questions import answer_of
 
 import torch
 
@@ -52,7 +52,7 @@ def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_si
 
 
 def score(examples: list[Example], replies: list[str]) -> list[bool]:
-    """For each reply, whether it ends in the reference's answer, by the rule of helpers.questions.answer_of."""
+    """For each reply, whether it ends in the reference's answer, by the rule of helpers.sources.questions.answer_of."""
     return [
         answer_of(reply) is not None and answer_of(reply) == answer_of(example.reference)
         for example, reply in zip(examples, replies, strict=True)

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import distributed
 from helpers.data import IGNORED, Data, Example
+from helpers.engine import distributed
+from helpers.engine.updates import base_tensor
 from helpers.memory import Shape, lora_parameters
 from helpers.models import adapted_layers, adapter_product
 from helpers.settings import Settings
-from helpers.updates import base_tensor
 
 import torch
 from torch import nn
@@ -124,7 +124,7 @@ def spread(model: nn.Module, settings: Settings, held: dict) -> Guard:
     """Several processes hold what they say: each its part of a sharded model, or all of them equal weights.
 
     Args:
-        held: this process's bytes, from helpers.distributed.held.
+        held: this process's bytes, from helpers.engine.distributed.held.
 
     Raises:
         GuardError: if a process holds more than its part, or another model than the main process.

@@ -12,7 +12,7 @@ from helpers.device import quiet
 from helpers.models import load_adapter, load_base, load_tokenizer, read_model
 from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
-from helpers.sources import ModelError, write_manifest
+from helpers.sources.base_models import ModelError, write_manifest
 
 import torch
 from transformers import AutoTokenizer, TextIteratorStreamer
@@ -28,7 +28,7 @@ def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
     if not (folder / FILE_NAME).is_file():
         raise ModelError(
             f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first, or go on with "
-            f'a shipped one: from helpers.catchup import catch_up; catch_up("{notebook}", settings)'
+            f'a shipped one: from helpers.workshop.catch_up import catch_up; catch_up("{notebook}", settings)'
         )
     return folder
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-LOGITS_CHUNK = 2**27  # bytes of fp32 logits that helpers.loss holds at a time
+LOGITS_CHUNK = 2**27  # bytes of fp32 logits that helpers.engine.loss holds at a time
 UPDATED_AT_A_TIME = 2**27  # elements that helpers.optimizer updates at a time
 
 

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import distributed
 from helpers.device import Device, decide, describe, quiet
+from helpers.engine import distributed
+from helpers.engine.updates import base_tensor
 from helpers.memory import Prediction, Shape, predict
 from helpers.settings import Settings, shown
-from helpers.sources import (
+from helpers.sources.base_models import (
     LLAMA2_TEMPLATE,
     ModelError,
     base_fingerprint,
@@ -20,7 +21,6 @@ from helpers.sources import (
     revision_of,
     write_manifest,
 )
-from helpers.updates import base_tensor
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -73,7 +73,7 @@ def load_base(settings: Settings, precision: str = "bf16", attention: str = "eag
 
     Args:
         precision: of the arithmetic and of the weights; ``qlora`` quantises the linear layers to NF4 while loading.
-        device: "cpu" or "cuda:0"; where helpers.distributed shards the model, each process reads its own part.
+        device: "cpu" or "cuda:0"; where helpers.engine.distributed shards the model, each process reads its own part.
 
     Raises:
         ModelError: for a damaged folder, or a tokenizer that knows more tokens than the model.

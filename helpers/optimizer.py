@@ -7,7 +7,7 @@ weight in every forward pass.
 
 from __future__ import annotations
 
-from helpers.distributed import local
+from helpers.engine.distributed import local
 from helpers.memory import UPDATED_AT_A_TIME
 
 import torch

@@ -6,8 +6,8 @@ their dashes, surfaces in their hatching. Importing this module gives every figu
 
 from __future__ import annotations
 
-from helpers import alt_text
 from helpers.comparison import GB, accuracy, accuracy_interval, by_method
+from helpers.headless import alt_text
 from helpers.records import RunRecord
 
 from matplotlib.axes import Axes
@@ -216,7 +216,7 @@ def sweep(records: list[RunRecord], axes: Axes) -> Axes:
 
 
 def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
-    """Tokens per second of each rung of helpers.ladder, first at the top, and the most that the machine could do.
+    """Tokens per second of each rung of helpers.engine.ladder, first at the top, and the most that the machine could do.
 
     A ceiling so far away that the bars could not be seen beside it is written and not drawn.
     """
@@ -236,7 +236,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
 
 
 def rung_memory(found: list[dict], axes: Axes) -> Axes:
-    """Peak memory of each rung of helpers.ladder, in GB; the axes share their rows with :func:`rungs`."""
+    """Peak memory of each rung of helpers.engine.ladder, in GB; the axes share their rows with :func:`rungs`."""
     sizes = [rung["peak"] / GB for rung in found]
     axes.barh([rung["name"] for rung in found], sizes, color="#E69F00", hatch="//", edgecolor="white")
     for row, size in enumerate(sizes):

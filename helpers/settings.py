@@ -60,7 +60,7 @@ class Settings:
     kernels: str | None = None  # "liger" or "torch": who computes norms, rotations and gates on a GPU
     compile: bool | None = None  # each decoder layer by torch.compile: pays in long runs of one shape
     batch_tokens: int | None = None  # pack whole rows into micro-batches of this many tokens
-    devices: int | None = None  # that helpers.launch starts a process for; nothing else looks at it
+    devices: int | None = None  # that helpers.engine.launch starts a process for; nothing else looks at it
     # the evaluation
     max_new_tokens: int = 64
     eval_batch_size: int = 80

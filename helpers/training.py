@@ -1,7 +1,7 @@
 """One training path for every method: ``train(settings, data) -> Trained``.
 
 Rows come tokenized from helpers.data, in the order helpers.data fixes; what differs between full fine-tuning and the
-adapters is the model that is handed to the trainer (helpers.trainer), nothing else.
+adapters is the model that is handed to the trainer (helpers.engine.trainer), nothing else.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import distributed, guards, preflight, records
+from helpers import guards, records
 from helpers.batches import training_order
-from helpers.checkpoints import Checkpoint, Checkpoints, conditions, size
 from helpers.data import IGNORED, Data, fingerprint
 from helpers.device import MemoryMonitor, free_memory, quiet
+from helpers.engine import distributed, preflight
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, conditions, size
+from helpers.engine.preflight import TrainingError
+from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
+from helpers.engine.updates import weight_updates
 from helpers.evaluation import evaluate, held_out_loss
 from helpers.inference import logits, save_model
 from helpers.models import (
@@ -31,11 +35,8 @@ from helpers.models import (
     split_base,
     to_train,
 )
-from helpers.preflight import TrainingError
 from helpers.settings import Settings
-from helpers.sources import base_fingerprint, base_folder, revision_of
-from helpers.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
-from helpers.updates import weight_updates
+from helpers.sources.base_models import base_fingerprint, base_folder, revision_of
 
 import torch
 from peft import PeftConfig
@@ -70,7 +71,7 @@ def train(
 ) -> Trained:
     """Fine-tune the base model of the settings, prove what was trained, and save the result.
 
-    Where helpers.launch started several processes, each of them calls this with the same settings. The rows of each
+    Where helpers.engine.launch started several processes, each of them calls this with the same settings. The rows of each
     step are those of one device, dealt out; the main process saves.
 
     Args:

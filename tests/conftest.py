@@ -14,10 +14,10 @@ from pathlib import Path
 import helpers  # noqa: F401 - silences notices of the libraries before they are imported
 from helpers.data import Data, prepare
 from helpers.evaluation import evaluate
+from helpers.headless.runner import run_all
 from helpers.models import load_tokenizer
-from helpers.runner import run_all
 from helpers.settings import ROOT, Settings, settings_for
-from helpers.sources import base_folder
+from helpers.sources.base_models import base_folder
 from helpers.training import Trained, measure_base, train
 from tests.hub import Hub
 
@@ -138,8 +138,8 @@ class Book:
     def start(self, *arguments: str, before: str = "") -> subprocess.Popen:
         """The command line over these notebooks, as a process; ``before`` is code to run in it first."""
         code = (
-            f"import sys, pathlib, helpers.parameters\nhelpers.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
-            f"{before}\nfrom helpers.runner import main\nsys.exit(main())"
+            f"import sys, pathlib, helpers.headless.parameters\nhelpers.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
+            f"{before}\nfrom helpers.headless.runner import main\nsys.exit(main())"
         )
         command = [sys.executable, "-c", code, "--profile", "tiny", "--runs-dir", str(self.out.parent), *arguments]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -154,5 +154,5 @@ class Book:
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Book:
     made = Book(tmp_path)
-    monkeypatch.setattr("helpers.parameters.NOTEBOOKS", made.folder)
+    monkeypatch.setattr("helpers.headless.parameters.NOTEBOOKS", made.folder)
     return made

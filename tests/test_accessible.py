@@ -5,10 +5,10 @@ from dataclasses import replace
 from itertools import combinations
 
 from helpers import plotting
-from helpers.alt_text import describe, to_html
 from helpers.comparison import GB
+from helpers.headless.alt_text import describe, to_html
+from helpers.headless.runner import find_notebooks
 from helpers.records import load_reference
-from helpers.runner import find_notebooks
 
 import matplotlib.pyplot as plt
 import nbformat

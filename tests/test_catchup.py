@@ -8,9 +8,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from helpers import records
-from helpers.catchup import ORIGIN, CatchUpError, archive_name, catch_up, pack, runs_of
 from helpers.inference import load_trained
 from helpers.settings import settings_for
+from helpers.workshop.catch_up import ORIGIN, CatchUpError, archive_name, catch_up, pack, runs_of
 
 import pytest
 

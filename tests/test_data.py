@@ -4,9 +4,9 @@ import json
 
 from helpers.data import IGNORED, DataError, Example, encode, prepare
 from helpers.models import load_base
-from helpers.rows import parse_llama2
 from helpers.settings import settings_for
-from helpers.sources import base_folder
+from helpers.sources.base_models import base_folder
+from helpers.sources.files import parse_llama2
 
 import pandas
 import pytest

@@ -4,8 +4,8 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from helpers import attention
 from helpers.device import Device, MemoryMonitor, decide, describe
+from helpers.engine import attention
 from helpers.settings import settings_for
 
 import pytest

@@ -3,13 +3,14 @@
 import os
 import subprocess
 
-from helpers import distributed, launch, records
-from helpers.distributed import DistributedError, share
+from helpers import records
+from helpers.engine import distributed, launch
+from helpers.engine.distributed import DistributedError, share
+from helpers.engine.launch import devices
 from helpers.inference import load_saved
-from helpers.launch import devices
 from helpers.memory import SHAPES, predict
 from helpers.settings import ROOT, SettingsError, settings_for
-from helpers.sources import base_folder
+from helpers.sources.base_models import base_folder
 
 import pytest
 import torch
@@ -135,7 +136,11 @@ def test_cluster_files_are_shell_and_torchrun_knows_their_arguments(tmp_path):
     )
     parsed = get_args_parser().parse_args(said.stdout.splitlines())
     assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_endpoint) == ("2", "4", "node0:29500")
-    assert parsed.module and parsed.training_script == "helpers.launch" and parsed.training_script_args[0] == settings
+    assert (
+        parsed.module
+        and parsed.training_script == "helpers.engine.launch"
+        and parsed.training_script_args[0] == settings
+    )
     without = subprocess.run(
         ["bash", CLUSTER / "torchrun.sh", settings], env={"PATH": given["PATH"]}, capture_output=True, text=True
     )

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from helpers import inference, records
 from helpers.data import IGNORED
+from helpers.engine.updates import base_tensor
 from helpers.exercises import (
     Verdict,
     bugs,
@@ -25,13 +26,12 @@ from helpers.exercises import (
 )
 from helpers.exercises import data as rows
 from helpers.exercises import inference as using
+from helpers.exercises.scenes import FAULTS, case, fresh
+from helpers.headless.parameters import find_notebooks
 from helpers.memory import SHAPES, lora_parameters
 from helpers.models import plan
-from helpers.parameters import find_notebooks
-from helpers.scenes import FAULTS, case, fresh
 from helpers.settings import ROOT, settings_for
-from helpers.sources import base_folder
-from helpers.updates import base_tensor
+from helpers.sources.base_models import base_folder
 
 import matplotlib
 import nbformat

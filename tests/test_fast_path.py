@@ -1,10 +1,10 @@
 """The fast path gives the plain path's results: packed rows, the loss, the kernel's interface, the optimizer's masters."""
 
-from helpers import attention
 from helpers.batches import Collator, training_order
 from helpers.data import IGNORED, fingerprint
+from helpers.engine import attention
+from helpers.engine.loss import HeadLoss, supervised_nll
 from helpers.guards import GuardError, batch_is_supervised
-from helpers.loss import HeadLoss, supervised_nll
 from helpers.models import load_base
 from helpers.optimizer import AdamW
 from helpers.settings import settings_for
@@ -104,7 +104,7 @@ def test_the_loss_equals_the_models_own_in_value_and_gradient(data):
 
 
 def test_the_head_loss_in_chunks_equals_cross_entropy(monkeypatch):
-    monkeypatch.setattr("helpers.loss.LOGITS_CHUNK", 1)  # the smallest chunks there are
+    monkeypatch.setattr("helpers.engine.loss.LOGITS_CHUNK", 1)  # the smallest chunks there are
     hidden, weight = torch.randn(100, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets = torch.randint(0, 50, (100,))
     targets[::7] = IGNORED

@@ -5,13 +5,13 @@ import shutil
 import socket
 import time
 
-from helpers import hub as helpers_hub
 from helpers.data import IGNORED, DataError, Example, encode, prepare
-from helpers.hub import HubError, fetch
 from helpers.models import load_base
-from helpers.rows import parse_llama2, read_file
 from helpers.settings import settings_for
-from helpers.sources import ModelError, base_folder
+from helpers.sources import hub as helpers_hub
+from helpers.sources.base_models import ModelError, base_folder
+from helpers.sources.files import parse_llama2, read_file
+from helpers.sources.hub import HubError, fetch
 from tests.hub import use
 
 import pandas

@@ -6,13 +6,13 @@ import re
 import signal
 import time
 
-from helpers.masking import mask_secrets
-from helpers.parameters import UsageError, find_notebooks, parse_parameters
-from helpers.processes import locked
+from helpers.headless.masking import mask_secrets
+from helpers.headless.parameters import UsageError, find_notebooks, parse_parameters
+from helpers.headless.processes import locked
+from helpers.headless.runner import EXIT
+from helpers.headless.status import Status, digest
 from helpers.records import RunRecord
-from helpers.runner import EXIT
 from helpers.settings import ROOT
-from helpers.status import Status, digest
 
 import nbformat
 import psutil
@@ -228,7 +228,7 @@ def test_row_13_only_what_changed_is_run_again(book, monkeypatch):
     data = book.folder / "rows.jsonl"
     data.write_text("{}")
     given = {"seed": 0, "data": str(data)}
-    monkeypatch.setattr("helpers.status.ROOT", book.folder)  # its helpers/ is what the digest covers
+    monkeypatch.setattr("helpers.headless.status.ROOT", book.folder)  # its helpers/ is what the digest covers
     (book.folder / "helpers").mkdir()
     code = book.folder / "helpers/any.py"
     code.touch()

@@ -9,17 +9,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from helpers import guards, preflight, sources, trainer
+from helpers import guards
 from helpers.batches import training_order
-from helpers.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
 from helpers.device import Device
+from helpers.engine import preflight, trainer
+from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
+from helpers.engine.preflight import TrainingError
+from helpers.engine.trainer import Steps, Trainer
 from helpers.guards import GuardError
 from helpers.inference import load_saved, save_model
 from helpers.models import adapter_config, load_adapter, load_base, load_tokenizer, plan, save_adapter
-from helpers.preflight import TrainingError
 from helpers.settings import ROOT, settings_for
-from helpers.sources import ModelError
-from helpers.trainer import Steps, Trainer
+from helpers.sources import base_models as sources
+from helpers.sources.base_models import ModelError
 from helpers.training import train
 
 import pytest

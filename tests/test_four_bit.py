@@ -1,7 +1,7 @@
 """4-bit weights: found out by trying, counted bit by bit, and merged into the numbers that they stand for."""
 
-from helpers import four_bit
 from helpers.device import describe
+from helpers.doctor import four_bit
 from helpers.inference import load_trained, logits, merge, on_dequantised
 from helpers.memory import NF4_BYTES
 from helpers.models import load_adapter, load_base

@@ -5,7 +5,7 @@ from helpers.evaluation import ask, held_out_loss, score
 from helpers.inference import generate, load_saved, load_trained, save_model, stream
 from helpers.models import load_adapter, load_base
 from helpers.plotting import token_strip
-from helpers.sources import ModelError
+from helpers.sources.base_models import ModelError
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """Counts against real modules without memory, and predictions against measurements."""
 
 from helpers.data import IGNORED
+from helpers.engine.loss import supervised_nll
 from helpers.guards import count
-from helpers.loss import supervised_nll
 from helpers.memory import SHAPES, Shape, lora_parameters, predict, target_names
 from helpers.models import adapter_config
 from helpers.records import load_reference, load_table

@@ -1,9 +1,9 @@
 """Base models and adapters as loaded: anew each time, sizes checked, adapters bound to their base."""
 
-from helpers import sources
 from helpers.models import load_adapter, load_base, load_tokenizer
 from helpers.settings import settings_for
-from helpers.sources import ModelError
+from helpers.sources import base_models as sources
+from helpers.sources.base_models import ModelError
 
 import pytest
 import torch

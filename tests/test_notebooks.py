@@ -6,8 +6,8 @@ import re
 
 from helpers import records
 from helpers.comparison import comparability
-from helpers.parameters import find_notebooks, parameters_of
-from helpers.runner import run_all
+from helpers.headless.parameters import find_notebooks, parameters_of
+from helpers.headless.runner import run_all
 from helpers.settings import ROOT, settings_for
 
 import nbformat

@@ -4,8 +4,8 @@ import json
 import re
 import subprocess
 
-from helpers import offline
 from helpers.settings import ROOT
+from helpers.workshop import kit as offline
 
 import pytest
 

@@ -5,8 +5,8 @@ import io
 import re
 from unittest import mock
 
-from helpers.parameters import find_notebooks, parameters_of
-from helpers.runner import Run, main
+from helpers.headless.parameters import find_notebooks, parameters_of
+from helpers.headless.runner import Run, main
 from helpers.settings import checked
 
 from hypothesis import given, settings
@@ -35,7 +35,7 @@ def is_answered(text: str) -> None:
 
     said = io.StringIO()
     with (
-        mock.patch("helpers.runner.locked", contextlib.nullcontext), mock.patch("helpers.runner.end_marked"),
+        mock.patch("helpers.headless.runner.locked", contextlib.nullcontext), mock.patch("helpers.headless.runner.end_marked"),
         mock.patch.object(Run, "series", series), contextlib.redirect_stderr(said),
     ):  # fmt: skip
         code = main(["--profile=tiny", "--notebooks=02", f"--params={text}"])

@@ -5,9 +5,9 @@ import shutil
 
 from helpers.data import prepare
 from helpers.models import load_adapter, load_base, load_tokenizer
-from helpers.rows import parse_llama2
 from helpers.settings import PINS, settings_for
-from helpers.sources import ModelError, base_folder, revision_of
+from helpers.sources.base_models import ModelError, base_folder, revision_of
+from helpers.sources.files import parse_llama2
 from helpers.training import train
 from tests.hub import Hub
 

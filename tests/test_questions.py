@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 
-from helpers.questions import FAMILIES, HELD_OUT_FAMILY, answer_of, make_splits
+from helpers.sources.questions import FAMILIES, HELD_OUT_FAMILY, answer_of, make_splits
 
 import pytest
 

@@ -1,8 +1,8 @@
 """The headless runner when nothing is wrong but perhaps its arguments; tests/test_faults_runner.py has the rest."""
 
-from helpers.parameters import UsageError, find_notebooks, parameters_of
+from helpers.headless.parameters import UsageError, find_notebooks, parameters_of
+from helpers.headless.runner import EXIT, Run, main
 from helpers.records import RunRecord
-from helpers.runner import EXIT, Run, main
 from helpers.settings import ROOT
 
 import nbformat
@@ -99,7 +99,7 @@ def test_help_and_readme_tell_the_exit_codes_apart(capsys):
 
 
 def test_a_formula_that_cannot_be_read_is_shown_as_written(book):
-    from helpers.summary import write_html
+    from helpers.headless.summary import write_html
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("so $a<b^$ it is")])
     nbformat.write(notebook, book.folder / "any.ipynb")

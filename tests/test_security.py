@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from helpers import records
-from helpers.masking import mask_secrets, secret_name
-from helpers.parameters import find_notebooks, parameters_of
+from helpers.headless.masking import mask_secrets, secret_name
+from helpers.headless.parameters import find_notebooks, parameters_of
+from helpers.headless.summary import write_html, write_index
 from helpers.plotting import token_strip
 from helpers.settings import PROFILES, ROOT, settings_for
-from helpers.summary import write_html, write_index
 
 import nbformat
 import psutil
@@ -218,7 +218,7 @@ def test_model_output_is_escaped_on_every_page(tmp_path):
 
 
 def test_notebooks_show_model_output_escaped():
-    assert places(r"escape\s*=\s*False") == ["helpers/summary.py: escape=False"], (
+    assert places(r"escape\s*=\s*False") == ["helpers/headless/summary.py: escape=False"], (
         "the prose of the notebooks' own cells"
     )
     (cell,) = [

@@ -4,7 +4,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 from helpers.inference import generate, load_saved, merge
-from helpers.serving import ServingError, serving, vllm_command
+from helpers.publish.serving import ServingError, serving, vllm_command
 from helpers.settings import settings_for
 
 import psutil

@@ -3,8 +3,8 @@
 import json
 
 from helpers.inference import merge
+from helpers.publish.sharing import SharingError, model_card, publish
 from helpers.settings import settings_for
-from helpers.sharing import SharingError, model_card, publish
 from tests.hub import READ_TOKEN, TOKEN, Hub
 
 import pytest

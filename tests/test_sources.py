@@ -1,7 +1,7 @@
 """Where base models come from: made once, damaged never unnoticed, refused with a sentence."""
 
-from helpers import sources
-from helpers.sources import ModelError, base_folder
+from helpers.sources import base_models as sources
+from helpers.sources.base_models import ModelError, base_folder
 
 import pytest
 

@@ -2,8 +2,8 @@
 
 import re
 
-from helpers.runner import find_notebooks
-from helpers.tables import align
+from helpers.headless.runner import find_notebooks
+from helpers.headless.tables import align
 
 import nbformat
 import pandas

@@ -3,11 +3,12 @@
 import json
 import re
 
-from helpers import guards, loss
+from helpers import guards
+from helpers.engine import loss
 from helpers.inference import load_trained, logits
 from helpers.models import adapter_config, load_base, split_base
 from helpers.settings import METHODS, settings_for
-from helpers.sources import base_folder
+from helpers.sources.base_models import base_folder
 from helpers.training import train
 
 import pytest

@@ -6,7 +6,7 @@ import math
 
 from helpers.data import Data
 from helpers.exercises import check, need, number
-from helpers.scenes import FAULTS, fit_with_trainer
+from helpers.exercises.scenes import FAULTS, fit_with_trainer
 
 
 @check

@@ -26,9 +26,9 @@ def theirs(steps: int) -> dict:
     """TRL's trainer, nothing set but what the task asks for."""
     from helpers.batches import training_order
     from helpers.data import prepare
-    from helpers.ladder import Clock
+    from helpers.engine.ladder import Clock
     from helpers.models import adapter_config, load_tokenizer
-    from helpers.sources import base_folder
+    from helpers.sources.base_models import base_folder
 
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -58,7 +58,7 @@ def their_answers() -> dict:
     """Greedy answers one at a time, by transformers as it comes."""
     from helpers.data import prepare
     from helpers.models import load_tokenizer
-    from helpers.sources import base_folder
+    from helpers.sources.base_models import base_folder
 
     from transformers import AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def their_answers() -> dict:
 def ours(steps: int) -> dict:
     """The path of 02_lora_train."""
     from helpers.data import prepare
-    from helpers.ladder import measure
+    from helpers.engine.ladder import measure
     from helpers.models import load_tokenizer
 
     settings = settings_for("small", "lora")

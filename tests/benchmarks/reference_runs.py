@@ -139,13 +139,13 @@ MEMORY_CASES = (
 
 
 def memory_case(case: dict) -> dict:
-    """Three steps of one setting through the trainer of helpers.trainer: measured parts beside predicted ones."""
+    """Three steps of one setting through the trainer of helpers.engine.trainer: measured parts beside predicted ones."""
     from helpers.batches import training_order
     from helpers.device import decide, describe, quiet
+    from helpers.engine.trainer import collator, fast, make_trainer
     from helpers.memory import SHAPES, predict
     from helpers.models import Plan, load_tokenizer
     from helpers.settings import settings_for
-    from helpers.trainer import collator, fast, make_trainer
     from tests.benchmarks.speed import data_of, model_for
 
     shape = SHAPES["Llama-2-7B"]
@@ -218,7 +218,7 @@ def shape7b(out: Path, steps: int = 40) -> None:
 
     from helpers.memory import SHAPES
     from helpers.settings import settings_for
-    from helpers.sources import base_folder
+    from helpers.sources.base_models import base_folder
     from tests.benchmarks.speed import random_model
 
     folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)

@@ -21,12 +21,12 @@ from pathlib import Path
 from helpers.batches import training_order
 from helpers.data import Data, Example
 from helpers.device import GB, decide, describe, quiet
-from helpers.ladder import Clock
+from helpers.engine.ladder import Clock
+from helpers.engine.trainer import collator, fast, make_trainer
 from helpers.memory import SHAPES, Shape, predict
 from helpers.models import Plan, load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
-from helpers.trainer import collator, fast, make_trainer
 from tests.benchmarks.rows import TIMED, WARM, ragged_rows, random_tokens
 
 import torch
@@ -76,7 +76,7 @@ def model_for(settings: Settings, shape: Shape):
 
 def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int] | None = None, profile=None,
             **changes) -> dict:  # fmt: skip
-    """Twenty steps of one setting through the trainer of helpers.trainer."""
+    """Twenty steps of one setting through the trainer of helpers.engine.trainer."""
     settings = settings_for(
         "llama2-7b", method, max_steps=WARM + TIMED, save_steps=0, schedule="constant", warmup_steps=0, **changes
     )

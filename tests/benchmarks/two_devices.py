@@ -1,6 +1,6 @@
 """Measure one GPU against several, Llama-2-7B shape with random weights: python -m tests.benchmarks.two_devices --out DIR
 
-LoRA is replicated, full fine-tuning sharded, through helpers.launch, the path of the notebook 07_multi_gpu. Every step
+LoRA is replicated, full fine-tuning sharded, through helpers.engine.launch, the path of the notebook 07_multi_gpu. Every step
 has the same rows on one GPU as on several: 4 x 2,048 tokens a GPU at a time, and on one GPU as many such batches for a
 step as there are GPUs otherwise. Rows are exactly 2,048 tokens long, so nothing is padded. Full keeps no activations
 (gradient checkpointing), on one GPU and on several, because one would not hold them.
@@ -19,7 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import launch, records
+from helpers import records
+from helpers.engine import launch
 from helpers.memory import SHAPES
 from helpers.settings import ROOT, Settings, settings_for
 
@@ -30,7 +31,7 @@ LENGTH, AT_A_TIME, WARM_UP = 2048, 4, 3
 
 def make_model(folder: Path) -> None:
     """A random Llama-2-7B in bf16 with the tokenizer of `tiny`; run in a process of its own, so that it leaves no memory."""
-    from helpers.sources import base_folder
+    from helpers.sources.base_models import base_folder
     from tests.benchmarks.speed import random_model
 
     tiny = base_folder(settings_for("tiny"))

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.checkpoints import SEAL
+from helpers.engine.checkpoints import SEAL
 from helpers.settings import ROOT
 
 KILLS = 20

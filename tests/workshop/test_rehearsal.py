@@ -19,7 +19,7 @@ def offline(*arguments) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k not in ("MODELS_DIR", "HF_HUB_OFFLINE")} | {
         "PYTHONPATH": str(ROOT)
     }
-    command = [sys.executable, "-m", "helpers.offline", *map(str, arguments)]
+    command = [sys.executable, "-m", "helpers.workshop.kit", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 

@@ -31,7 +31,7 @@ def varlen_forward(module, query, key, value, attention_mask, scaling=None, cu_s
                    **_):  # fmt: skip
     """What transformers calls in each layer; ``query`` is (1, heads, tokens, features), all rows end to end.
 
-    Only for training: a model that generates needs a mask and a cache, see :func:`helpers.trainer.fast`.
+    Only for training: a model that generates needs a mask and a cache, see :func:`helpers.engine.trainer.fast`.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from helpers.comparison import GB, table
-from helpers.hub import explain
 from helpers.models import BASE_FILE, load_tokenizer
 from helpers.records import FILE_NAME, RunRecord, load
 from helpers.settings import Settings
-from helpers.sources import MANIFEST, SMOLLM2_HUB_ID
+from helpers.sources.base_models import MANIFEST, SMOLLM2_HUB_ID
+from helpers.sources.hub import explain
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import LocalTokenNotFoundError

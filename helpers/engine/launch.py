@@ -1,8 +1,8 @@
 """Start a training on several devices of this machine, or be started as one of its processes.
 
-    python -m helpers.launch '{"profile": "small", "method": "full"}'                                        one device
-    accelerate launch --multi_gpu --num_processes 2 -m helpers.launch '{"profile": "small", "method": "full"}'
-    torchrun --nproc_per_node 2 -m helpers.launch '{"profile": "small", "method": "full"}'
+    python -m helpers.engine.launch '{"profile": "small", "method": "full"}'                                        one device
+    accelerate launch --multi_gpu --num_processes 2 -m helpers.engine.launch '{"profile": "small", "method": "full"}'
+    torchrun --nproc_per_node 2 -m helpers.engine.launch '{"profile": "small", "method": "full"}'
 
 The JSON holds a profile, a method and any changes to their settings. All three end in the same record.
 """
@@ -18,7 +18,7 @@ import traceback
 
 from helpers import records
 from helpers.device import free_memory
-from helpers.distributed import DistributedError, end_with_parent, is_main, share, start, too_many, wait
+from helpers.engine.distributed import DistributedError, end_with_parent, is_main, share, start, too_many, wait
 from helpers.settings import ROOT, Settings, settings_for
 
 import psutil
@@ -48,7 +48,7 @@ def command(settings: Settings, count: int, evaluate: bool = False) -> list[str]
     usual = settings_for(settings.profile, settings.method).table()
     changed = {name: value for name, value in settings.table().items() if value is not None and value != usual[name]}
     what = json.dumps({"profile": settings.profile, "method": settings.method} | changed)
-    work = ["-m", "helpers.launch", what, *["--evaluate"] * evaluate]
+    work = ["-m", "helpers.engine.launch", what, *["--evaluate"] * evaluate]
     if count == 1:
         return ["python", *work]
     return [
@@ -143,7 +143,9 @@ def train_and_save(settings: Settings, evaluate: bool = False) -> records.RunRec
 
 def main() -> None:
     """One process of a training: the settings come from the command line, its number from the environment."""
-    parser = argparse.ArgumentParser(prog="helpers.launch", description="Train on the devices that a launcher gave.")
+    parser = argparse.ArgumentParser(
+        prog="helpers.engine.launch", description="Train on the devices that a launcher gave."
+    )
     parser.add_argument("settings", help='JSON, such as {"profile": "llama2-7b", "method": "full", "max_steps": 100}')
     parser.add_argument("--evaluate", action="store_true", help="score the result on the test rows")
     asked = parser.parse_args()

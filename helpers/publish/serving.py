@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.settings import ROOT, Settings, shown
-from helpers.sources import base_folder
+from helpers.sources.base_models import base_folder
 
 HOST = "127.0.0.1"
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from helpers.data import fingerprint
+from helpers.engine.preflight import TrainingError, disk_space, whole
 from helpers.models import Plan, adapter_config, folder_sizes
-from helpers.preflight import TrainingError, disk_space, whole
 from helpers.records import CHECKPOINTS, FILE_NAME, write_atomically
 from helpers.settings import Settings, shown
-from helpers.sources import base_fingerprint, base_folder, sha256
+from helpers.sources.base_models import base_fingerprint, base_folder, sha256
 
 import torch
 from peft import AdaLoraModel

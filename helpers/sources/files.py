@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.hub import HubError, fetch
 from helpers.settings import ROOT, Settings
+from helpers.sources.hub import HubError, fetch
 
 ROLES = ("system", "user", "assistant")
 KINDS = (".jsonl", ".json", ".csv", ".parquet")

@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 
 from helpers.device import is_out_of_memory, quiet
-from helpers.hub import HubError, fetch
 from helpers.settings import ROOT, Settings, shown
+from helpers.sources.hub import HubError, fetch
 
 import torch
 from safetensors import SafetensorError
@@ -162,7 +162,7 @@ def _sha256(path: Path, *_) -> str:
 
 def _make_tiny(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer trained on the bundled questions: about 0.2 M parameters."""
-    from helpers.questions import make_splits
+    from helpers.sources.questions import make_splits
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -6,8 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from helpers.masking import mask_secrets
-from helpers.parameters import find_notebooks, read_notebook
+from helpers.headless.masking import mask_secrets
+from helpers.headless.parameters import find_notebooks, read_notebook
 from helpers.records import FILE_NAME, RecordError, load, write_atomically
 from helpers.settings import PROFILES, ROOT, shown
 

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import fields
 from pathlib import Path
 
-from helpers.masking import mask_secrets, secret_name
+from helpers.headless.masking import mask_secrets, secret_name
 from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
 
 import nbformat

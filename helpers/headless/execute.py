@@ -1,4 +1,4 @@
-"""Run one notebook with papermill and report each cell: the child process of helpers.runner.
+"""Run one notebook with papermill and report each cell: the child process of helpers.headless.runner.
 
 The job comes as one line of JSON on standard input; reports go to the file descriptor that is the only argument, one
 JSON object a line. They say what happened to the cells; whether the notebook passed is judged by the runner.
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 
-from helpers.processes import MARK, end_marked
+from helpers.headless.processes import MARK, end_marked
 
 import papermill
 from nbclient.exceptions import DeadKernelError

@@ -44,7 +44,7 @@ def fetch(profile: str, kit: Path) -> None:
     """Bring the model and the data of a profile into the folder, and list everything in it with its sha256."""
     os.environ |= environment(kit)  # before the libraries are imported: they read it once
     from helpers.data import read
-    from helpers.sources import base_folder
+    from helpers.sources.base_models import base_folder
 
     settings = settings_for(profile)
     kit.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> list[str]:
     failed = faults(profile, kit)
     _cut_off(kit)
     os.environ |= environment(kit) | {"HF_HUB_OFFLINE": "1"}
-    from helpers.runner import find_notebooks, run_all
+    from helpers.headless.runner import find_notebooks, run_all
 
     if (kit / "wheels").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-index",
@@ -164,7 +164,7 @@ def main() -> int:
                 "--mount",
                 sys.executable,
                 "-m",
-                "helpers.offline",
+                "helpers.workshop.kit",
                 *sys.argv[1:],
             ]
             return subprocess.run(cut, env=os.environ | {INSIDE: "yes"}, cwd=ROOT).returncode

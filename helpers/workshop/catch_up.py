@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from helpers.records import FILE_NAME, RecordError, git_state, load, load_series, now
 from helpers.settings import ROOT, Settings, SettingsError, settings_for, shown
-from helpers.sources import MANIFEST, ModelError, base_fingerprint, base_folder, models_folder
+from helpers.sources.base_models import MANIFEST, ModelError, base_fingerprint, base_folder, models_folder
 
 ORIGIN = "origin: catch-up"
 SUFFIXES = {".json", ".safetensors", ".jinja", ".md", ".txt", ".model"}  # data only: nothing that could be executed

@@ -6,7 +6,7 @@ import html
 import re
 from pathlib import Path
 
-from helpers.masking import mask_secrets
+from helpers.headless.masking import mask_secrets
 from helpers.records import write_atomically
 
 import nbformat

@@ -8,14 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import attention, distributed, records
+from helpers import records
 from helpers.batches import Collator
-from helpers.checkpoints import Checkpoint, Checkpoints, load_trained, save_trained
 from helpers.device import MemoryMonitor
-from helpers.loss import supervise
+from helpers.engine import attention, distributed
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained, save_trained
+from helpers.engine.loss import supervise
+from helpers.engine.preflight import TrainingError
 from helpers.models import Plan
 from helpers.optimizer import AdamW
-from helpers.preflight import TrainingError
 from helpers.settings import Settings
 
 import torch

@@ -4,7 +4,7 @@ Each device gets a process of its own. ``accelerate launch`` or ``torchrun`` sta
 environment, and every one of them calls :func:`helpers.training.train` with the same settings. An adapter is
 *replicated*: each process holds the whole model and the gradients are averaged (DistributedDataParallel). A model tuned
 in full is *sharded*: each process holds its part of weights, gradients and optimizer states (FSDP2, ``fully_shard``).
-helpers.launch starts them.
+helpers.engine.launch starts them.
 
 Run on two CPU processes and on NVIDIA GPUs; nothing of this file was run on ROCm, where the same calls go to RCCL.
 """

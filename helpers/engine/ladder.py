@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from helpers.batches import training_order
 from helpers.data import Data
 from helpers.device import MemoryMonitor, free_memory, quiet
+from helpers.engine.trainer import collator, fast, make_trainer
 from helpers.models import load_tokenizer, plan, to_train
 from helpers.settings import Settings
-from helpers.trainer import collator, fast, make_trainer
 
 import torch
 from transformers import TrainerCallback, set_seed

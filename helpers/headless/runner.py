@@ -1,4 +1,4 @@
-"""Run the series without a browser: ``python -m helpers.runner``, which is what ``make run-all`` calls.
+"""Run the series without a browser: ``python -m helpers.headless.runner``, which is what ``make run-all`` calls.
 
 Each notebook runs in its own process group with a limit for each cell and for the whole, and is judged by what ran:
 every code cell was executed, none has an error, and the records it promises exist. A run that was interrupted goes on
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from helpers.masking import mask_secrets
-from helpers.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
-from helpers.processes import end_marked, executing, locked
+from helpers.headless.masking import mask_secrets
+from helpers.headless.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
+from helpers.headless.processes import end_marked, executing, locked
+from helpers.headless.status import Status, digest
+from helpers.headless.summary import failing_cell, tidy, write_html, write_index
 from helpers.records import RecordError, now, write_atomically
 from helpers.settings import PROFILES, ROOT, nearest
-from helpers.status import Status, digest
-from helpers.summary import failing_cell, tidy, write_html, write_index
 
 import nbformat
 
@@ -204,7 +204,7 @@ def outcome(entry: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.runner", description="Run the notebooks without a browser, as `make run-all` does.",
+        prog="python -m helpers.headless.runner", description="Run the notebooks without a browser, as `make run-all` does.",
         epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--profile", default="small", help=f"one of {', '.join(PROFILES)}; default: small")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from helpers.parameters import UsageError
+from helpers.headless.parameters import UsageError
 from helpers.settings import shown
 
 import psutil
@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
-    """Run one notebook in a process group of its own, by :mod:`helpers.execute`, and leave no process behind.
+    """Run one notebook in a process group of its own, by :mod:`helpers.headless.execute`, and leave no process behind.
 
     Yields:
         What the child reports, one dictionary for each line; after its end, one with ``end``.
@@ -58,7 +58,7 @@ def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
     read, write = os.pipe()  # a pipe of its own: a kernel and its children inherit standard output, and outlive it
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "helpers.execute", str(write)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "helpers.headless.execute", str(write)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=errors, pass_fds=[write], start_new_session=True, text=True, env=os.environ | {MARK: mark},
         )  # fmt: skip
         os.close(write)
