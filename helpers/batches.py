@@ -7,19 +7,23 @@ attention keeps them apart.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from helpers.data import IGNORED, Data, Example
-from helpers.settings import Settings
+from helpers.settings import IGNORED, Settings
 
 import torch
+
+if TYPE_CHECKING:
+    from helpers.data import Data, Example
 
 
 def training_order(data: Data, settings: Settings) -> list[list[Example]]:
     """The micro-batches of a whole run: ``max_steps`` x ``accumulation`` lists of rows.
 
-    With ``batch_tokens`` each holds as many rows as fit into that many tokens, otherwise ``batch_size`` rows. The
-    order depends on the data, the seed and these sizes only, so every method sees the same rows in the same batches.
+    With ``batch_tokens`` each holds as many rows as fit into that many tokens, otherwise ``batch_size`` rows. The order
+    depends on the data, the seed and these sizes only, so every method sees the same rows in the same batches; and the
+    rows of a step depend on ``batch_size`` x ``accumulation``, not on how that product is split.
     """
     needed, rng, batches = settings.max_steps * settings.accumulation, random.Random(settings.seed), []
     while len(batches) < needed:
@@ -29,14 +33,26 @@ def training_order(data: Data, settings: Settings) -> list[list[Example]]:
 
 
 def _grouped(epoch: list[Example], settings: Settings, rng: random.Random) -> list[list[Example]]:
-    """Rows of like length next to each other within chunks of 32 optimizer steps, so that little is padded."""
+    """Rows of similar length next to each other within chunks of 32 optimizer steps, so that little is padded."""
     step, batches = settings.batch_size * settings.accumulation, []
     for start in range(0, len(epoch), 32 * step):
         chunk = sorted(epoch[start : start + 32 * step], key=lambda e: len(e.input_ids))
         batches += [chunk[i : i + step] for i in range(0, len(chunk), step)]
     rng.shuffle(batches)
-    size = settings.batch_size
-    return [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
+    return [rows for batch in batches for rows in split_evenly(batch, settings.accumulation)]
+
+
+def split_evenly(batch: list[Example], among: int) -> list[list[Example]]:
+    """The rows of a batch in ``among`` lists. One that would be empty gets a row without labels, which teaches nothing."""
+    parts = [batch[len(batch) * i // among : len(batch) * (i + 1) // among] for i in range(among)]
+    return [rows or [replace(batch[0], labels=[IGNORED] * len(batch[0].labels))] for rows in parts]
+
+
+def deal(order: list[list[Example]], settings: Settings, among: int) -> list[list[Example]]:
+    """The micro-batches of a run so that each of ``among`` processes can take every n-th one, in the order of one device."""
+    if settings.accumulation % among == 0:
+        return order
+    return [rows for batch in order for rows in split_evenly(batch, among)]
 
 
 def _packed(epoch: list[Example], tokens: int, open_bins: int = 16) -> list[list[Example]]:
@@ -62,7 +78,7 @@ class Collator:
         flat: lay the rows end to end in one row with their bounds, instead of padding each to the longest.
         padding: the token that fills up.
         multiple: round the number of tokens of a row up to a multiple of this: fewer shapes to make kernels for.
-        longest: tokens in the longest row of the run; a constant, since a compiled layer is made for one value.
+        longest: tokens in the longest row of the run, or 0 for that of each batch; a compiled layer needs a constant.
     """
 
     flat: bool
@@ -86,7 +102,8 @@ class Collator:
     def _end_to_end(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(r["input_ids"]) for r in rows]
         spare = _up(sum(lengths), self.multiple) - sum(lengths)
-        fill = [self.longest] * (spare // self.longest) + [spare % self.longest] * bool(spare % self.longest)
+        longest = self.longest or max(lengths)
+        fill = [longest] * (spare // longest) + [spare % longest] * bool(spare % longest)
         bounds = torch.tensor([0, *lengths, *fill], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return {
             "input_ids": torch.tensor([[t for r in rows for t in r["input_ids"]] + [self.padding] * spare]),
@@ -94,7 +111,7 @@ class Collator:
             "labels": torch.tensor([[t for r in rows for t in [IGNORED, *r["labels"][1:]]] + [IGNORED] * spare]),
             "position_ids": torch.tensor([[i for n in lengths + fill for i in range(n)]]),
             "cu_seq_lens_q": bounds,
-            "max_length_q": self.longest,
+            "max_length_q": longest,
         }
 
     def tokens(self, order: list[list[Example]]) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from statistics import mean, stdev
 
+from helpers.memory import GB
 from helpers.records import RunRecord
 
 import pandas
 
-GB = 1e9
 # Figures of AMD's published walkthroughs, as printed there, with what has to be known to read them.
 PUBLISHED = (
     {"source": "AMD blog, 2024-02-01", "device": "one MI250 (two dies)", "method": "lora", "seconds": 484.8, "final loss": 1.377,

@@ -1,29 +1,41 @@
-"""What this machine is and how a run will use it: vendor, architecture, memory, precision, attention, live memory.
+"""What this machine is and how a run will use it: vendor, architecture, memory, precision, attention.
 
-ROCm answers through ``torch.cuda`` as CUDA does; ``torch.version.hip`` tells them apart. Nothing of this file was run
+ROCm answers through ``torch.cuda`` as CUDA does; ``torch.version.hip`` tells them apart. Nothing in this file was run
 on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import os
 import platform
-import sys
-import threading
-import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 
-from helpers.engine import attention
+from helpers.memory import GB, Prediction, Shape, predict
 from helpers.settings import Settings
 
 import psutil
 import torch
+import torch.nn.functional as F
 
-GB = 1e9  # decimal, as in the arithmetic of parameters times bytes
+# SDPA is kept away from cuDNN, which plans each new shape before it computes: about 0.4 s for a training batch and 0.04 s
+# for a generated token on one NVIDIA H200 (2026-11-22, "cudnn" in helpers/reference/speed-7b.json). Ragged rows bring a
+# new shape in nearly every step, and generation brings one with every token.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is among those that train together, one for each device."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process saves, evaluates and shows progress."""
+        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,7 @@ def describe() -> Device:
             architecture=properties.gcnArchName.split(":")[0] if hip else f"sm_{properties.major}{properties.minor}",
             count=torch.cuda.device_count(),
             total_memory=total,
-            free_memory=min(
-                free, total
-            ),  # where GPU and processor share memory, HIP may report more free than there is
+            free_memory=min(free, total),  # where GPU and CPU share memory, HIP may report more free than there is
             runtime=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
@@ -105,11 +115,45 @@ def _cpu_has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def varlen(query, key, value, bounds, longest: int, scale: float | None = None):
+    """torch's kernel on (tokens, heads, features), causal."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+
+
+@lru_cache
+def varlen_probe(device: str) -> str | None:
+    """Try the kernel on two short rows and compare with plain attention; None if right, else what went wrong."""
+    if device == "cpu":
+        return "torch has this kernel for GPUs only"
+    torch_state = torch.random.get_rng_state()
+    try:
+        lengths, features = (5, 11), 64
+        bounds = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
+        q, k, v = (torch.randn(16, 2, features).to(device, torch.bfloat16).requires_grad_() for _ in range(3))
+        out = varlen(q, k, v, bounds, max(lengths))
+        rows = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        plain = torch.cat([
+            F.scaled_dot_product_attention(*(x.transpose(0, 1).float() for x in row), is_causal=True).transpose(0, 1)
+            for row in rows
+        ])  # fmt: skip
+        gradient = torch.autograd.grad(out.float().square().sum(), q)[0].float()
+        expected = torch.autograd.grad(plain.square().sum(), q)[0].float()
+        errors = torch.stack([(out.float() - plain).abs().max(), (gradient - expected).abs().max()])
+        error = errors.max().item()  # NaN if there is one in either, unlike Python's max
+        return None if error < 0.1 else f"its result is off by {error:.2g}"
+    except (ImportError, RuntimeError, NotImplementedError, TypeError, AssertionError) as problem:
+        return f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
+    finally:
+        torch.random.set_rng_state(torch_state)
+
+
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
     """How to use the device: precision, attention, kernels, compiling and checkpointing, each with its reason.
 
     Args:
-        settings: a value other than None is the reader's and is kept.
+        settings: a value other than None is your choice and is kept.
         peak_without_checkpointing: predicted bytes, from :mod:`helpers.memory`.
 
     Returns:
@@ -121,132 +165,76 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
     else:
         chosen["precision"] = ("fp32", "this device has no bf16 arithmetic of its own")
     if device.kind == "cpu":
-        chosen["attention"] = ("eager", "on short rows the plain matrix products train faster on a CPU than SDPA")
+        chosen["attention"] = ("eager", "on short rows, plain matrix products train faster on a CPU than SDPA")
         chosen["kernels"] = ("torch", "fused kernels exist for GPUs only")
     else:
-        wrong = attention.probe(device.torch_name)
+        wrong = varlen_probe(device.torch_name)
         chosen["attention"] = (
-            ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
-            if wrong
-            else ("varlen", "torch's variable-length kernel was probed and is right: rows lie end to end, unpadded")
+            "varlen",
+            "torch's variable-length kernel passed its check: rows lie end to end, unpadded",
         )
-        chosen["kernels"] = (
-            ("liger", "norms, rotations and gates in one pass over memory each")
-            if find_spec("liger_kernel") and not settings.compile
-            else (
-                "torch",
-                "each layer is compiled" if settings.compile else "the package liger-kernel is not installed",
-            )
-        )
+        if wrong:
+            chosen["attention"] = ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
+        chosen["kernels"] = ("liger", "norms, rotations and gates take one pass over memory each")
+        if settings.compile or not find_spec("liger_kernel"):
+            why = "each layer is compiled" if settings.compile else "the package liger-kernel is not installed"
+            chosen["kernels"] = ("torch", why)
     chosen["compile"] = (False, "compiling takes longer than a short run can win back")
-    budget = 0.9 * device.free_memory
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
-    chosen["checkpointing"] = (peak_without_checkpointing > budget, needs)
-    return {
-        name: {"value": value, "why": why}
-        if getattr(settings, name) is None
-        else {"value": getattr(settings, name), "why": "set by the reader"}
-        for name, (value, why) in chosen.items()
-    }
+    chosen["checkpointing"] = (peak_without_checkpointing > 0.9 * device.free_memory, needs)
+    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n) is not None}
+    chosen |= {name: (value, "set by you") for name, value in set_by_you.items()}
+    return {name: {"value": value, "why": why} for name, (value, why) in chosen.items()}
 
 
-def used_memory(kind: str) -> int:
-    """Bytes in use now: allocated by torch on a GPU, resident in this process on a CPU."""
-    return psutil.Process().memory_info().rss if kind == "cpu" else torch.cuda.memory_allocated(own_gpu())
+@dataclass(frozen=True)
+class Plan:
+    """How a run will use this machine: the device, the choices with their reasons, the predicted memory."""
+
+    device: Device
+    decisions: dict[str, dict]
+    predicted: Prediction
+    world: World
+    sharded: bool  # whether each process holds a part of the model, not a whole one
+
+    def value(self, name: str):
+        """The value decided for a name, without the reason."""
+        return self.decisions[name]["value"]
+
+    @property
+    def loading(self) -> dict[str, str]:
+        """How to load a model: precision, attention and device. varlen is for training only, which sets it itself."""
+        attention = "sdpa" if self.value("attention") == "varlen" else self.value("attention")
+        return {"precision": self.value("precision"), "attention": attention, "device": self.device.torch_name}
 
 
-class MemoryMonitor:
-    """Samples memory in use in the background and notes which phase each sample fell in.
+def plan(settings: Settings, shape: Shape, longest: int | None = None, world: World | None = None) -> Plan:
+    """Decide how to use this machine for a run.
 
-    On a GPU the peak is torch's own exact counter; on a CPU it is the highest sample of resident memory, less what
-    the process held when the monitor started.
+    Args:
+        shape: of the base model.
+        longest: tokens in the longest row; by default ``max_length``.
+        world: of this process, where several train together.
+
+    Raises:
+        SettingsError: if the rows of a step cannot be divided among the processes.
+        ValueError: if ``targets`` names a layer that the model does not have.
     """
-
-    def __init__(self, device: Device, every: float = 0.05):
-        self.kind, self.every = device.kind, every
-        self.samples: list[tuple[float, int, str]] = []
-        self.phase = "load"
-        self._stop = threading.Event()
-
-    def __enter__(self) -> MemoryMonitor:
-        free_memory()
-        self.start = time.perf_counter()
-        if self.kind != "cpu":
-            torch.cuda.reset_peak_memory_stats(own_gpu())
-        self.before = used_memory(self.kind)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.every):
-            self.sample()
-
-    def sample(self) -> None:
-        """Take one sample now."""
-        self.samples.append((time.perf_counter() - self.start, used_memory(self.kind) - self.before, self.phase))
-
-    def mark(self, phase: str) -> None:
-        """Say that a phase begins: load, forward, backward, step or save."""
-        self.sample()
-        self.phase = phase
-
-    def result(self, points: int = 500) -> dict:
-        """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
-        on_gpu = self.kind != "cpu"
-        peak = (
-            torch.cuda.max_memory_allocated(own_gpu()) - self.before
-            if on_gpu
-            else max((s[1] for s in self.samples), default=0)
-        )
-        load = [s for s in self.samples if s[2] == "load"]  # a large model may take minutes
-        rest = self.samples[len(load) :]
-        early = [s for s in rest if s[0] <= rest[0][0] + 15][: points // 2]  # the first steps whole
-        late = rest[len(early) :]
-        few = points // 4
-        thinned = load[: -1 : max(1, len(load) // few)] + load[-1:] + early + late[:: max(1, len(late) // few)]
-        return {
-            "peak": peak,
-            "reserved": torch.cuda.max_memory_reserved(own_gpu()) if on_gpu else None,
-            "timeline": [[round(t, 3), b, phase] for t, b, phase in thinned],
-        }
-
-
-FULL = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA and HIP, the CPU, the BLAS libraries
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left, in the words of CUDA, HIP or the CPU's allocator."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in FULL)
-
-
-def free_memory() -> None:
-    """Give back what deleted models held, so that the next one finds room."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":  # glibc keeps freed blocks, and more so with the settings of the Makefile
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-@contextlib.contextmanager
-def quiet():
-    """Keep the progress bars and advice of the libraries out of a notebook; errors still show."""
-    from datasets.utils import disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
-        enable_progress_bars()
+    world, device = world or World(), describe()
+    sharded = world.size > 1 and settings.method == "full"
+    rows = {"batch": settings.share(world.size)[0], "length": longest or settings.max_length}
+    if settings.batch_tokens:
+        rows = {"batch": 1, "length": settings.batch_tokens}
+    values = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
+    sizes = rows | {
+        "rank": settings.rank,
+        "targets": settings.targets,
+        "dropout": settings.dropout,
+        "precision": values["precision"],
+        "attention": values["attention"],
+        "fused": values["kernels"] == "liger" or values["compile"],
+        "shards": world.size if sharded else 1,
+    }
+    decisions = decide(settings, device, predict(shape, settings.method, **sizes).total)
+    sizes["checkpointing"] = decisions["checkpointing"]["value"]
+    return Plan(device, decisions, predict(shape, settings.method, **sizes), world, sharded)

@@ -6,39 +6,45 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from helpers.data import IGNORED, Data, Example, fingerprint
-from helpers.engine import distributed
-from helpers.engine.loss import supervised_nll
+from helpers.data import Data, Example, fingerprint
 from helpers.inference import generate
-from helpers.sources.questions import answer_of
+from helpers.settings import IGNORED
+from helpers.sources import answer_of
 
 import torch
+import torch.nn.functional as F
+
+TOKENS_AT_A_TIME = 4096  # of a padded batch whose loss is measured: bounds the logits
 
 
-def held_out_loss(model, examples: list[Example], batch_size: int = 20) -> dict:
-    """Mean negative log-likelihood of the supervised tokens, in nats a token, and their number.
+def held_out_loss(model, examples: list[Example]) -> dict:
+    """Mean negative log-likelihood of the supervised tokens, in nats per token, and their number.
 
-    Rows are padded on the right; padding and prompts carry no label.
+    The model's own forward pass and PyTorch's cross-entropy, so it is right for any model. Rows are padded on the right;
+    padding and prompts carry no label.
     """
     total, tokens = 0.0, 0
     was_training = model.training
     model.eval()
-    ordered = sorted(examples, key=lambda e: len(e.input_ids))
-    for start in range(0, len(ordered), batch_size):
-        rows = ordered[start : start + batch_size]
-        longest = max(len(r.input_ids) for r in rows)
+    ordered = sorted(examples, key=lambda e: len(e.input_ids), reverse=True)
+    while ordered:
+        longest = len(ordered[0].input_ids)
+        size = max(TOKENS_AT_A_TIME // longest, 1)
+        rows, ordered = ordered[:size], ordered[size:]
         short = [longest - len(r.input_ids) for r in rows]
         ids = torch.tensor([r.input_ids + [0] * n for r, n in zip(rows, short, strict=True)], device=model.device)
         labels = torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, short, strict=True)], device=model.device)
         mask = torch.tensor([[1] * (longest - n) + [0] * n for n in short], device=model.device)
         with torch.no_grad():  # not inference_mode: what autograd functions save there cannot be trained on later
-            nll, number = distributed.run(model, supervised_nll, ids, labels, attention_mask=mask)
-        total, tokens = total + nll.item(), tokens + number
+            scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        kept = labels[:, 1:] != IGNORED
+        total += F.cross_entropy(scores[kept].float(), labels[:, 1:][kept], reduction="sum").item()
+        tokens += int(kept.sum())
     model.train(was_training)
     return {"loss": total / max(tokens, 1), "tokens": tokens}
 
 
-def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_size: int) -> list[str]:
+def answers(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_size: int) -> list[str]:
     """The model's greedy reply to each example's prompt, in the order given; batches hold prompts of like length."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     replies = [""] * len(examples)
@@ -52,7 +58,7 @@ def ask(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_si
 
 
 def score(examples: list[Example], replies: list[str]) -> list[bool]:
-    """For each reply, whether it ends in the reference's answer, by the rule of helpers.sources.questions.answer_of."""
+    """For each reply, whether it ends in the reference's answer, by the rule of :func:`helpers.sources.answer_of`."""
     return [
         answer_of(reply) is not None and answer_of(reply) == answer_of(example.reference)
         for example, reply in zip(examples, replies, strict=True)
@@ -61,8 +67,8 @@ def score(examples: list[Example], replies: list[str]) -> list[bool]:
 
 @contextlib.contextmanager
 def _sdpa(model, settings) -> Iterator[None]:
-    """SDPA while a model answers, unless the reader chose the attention: token by token it is the faster one on a CPU
-    too, where training is faster without (see helpers.device)."""
+    """SDPA while a model answers, unless you chose the attention: token by token it is faster on a CPU too, where training
+    is faster without it (see helpers.device)."""
     usual = model.config._attn_implementation
     model.set_attn_implementation("sdpa" if settings.attention is None else usual)
     try:
@@ -75,7 +81,7 @@ def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> 
     """Measure a model on the held-out rows.
 
     Returns:
-        ``loss`` (nats a supervised token), ``tokens``, ``exact_match`` as a list of 0 and 1 in the order of the test
+        ``loss`` (nats per supervised token), ``tokens``, ``exact_match`` as a list of 0 and 1 in the order of the test
         rows (None where answers cannot be scored), ``harder`` likewise, ``families``, some ``replies``, ``seconds``,
         and ``fingerprint`` of the rows.
     """
@@ -83,7 +89,7 @@ def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> 
     result = held_out_loss(model, data.test) | {"exact_match": None, "harder": None, "families": None}
     asked = data.test + data.harder if data.scored else data.test[:replies_kept]
     with _sdpa(model, settings):
-        replies = ask(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
+        replies = answers(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
     if data.scored:
         right = [int(ok) for ok in score(asked, replies)]
         result["exact_match"] = right[: len(data.test)]

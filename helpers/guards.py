@@ -1,21 +1,18 @@
 """Checks that a run is what its name says. A violated guard stops the run with the reason.
 
-Each catches a fault of a published walkthrough: see the notebook 04_compare for what they prove together.
+Each catches a fault of a published walkthrough: the notebook 10_spot_the_bug shows them at work.
 """
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-from helpers.data import IGNORED, Data, Example
-from helpers.engine import distributed
-from helpers.engine.updates import base_tensor
+from helpers.data import Data, Example
 from helpers.memory import Shape, lora_parameters
-from helpers.models import adapted_layers, adapter_product
-from helpers.settings import Settings
+from helpers.optimizer import local
+from helpers.settings import IGNORED, Settings
 
 import torch
 from torch import nn
@@ -35,7 +32,7 @@ class Guard:
     detail: str
 
     def to_dict(self) -> dict:
-        return {"name": self.name, "detail": self.detail}
+        return asdict(self)
 
 
 def _require(condition: bool, name: str, detail: str, fault: str) -> Guard:
@@ -46,14 +43,13 @@ def _require(condition: bool, name: str, detail: str, fault: str) -> Guard:
 
 def count(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters, 4-bit weights counted as the numbers they stand for."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(_numel(p) for p in model.parameters())
-    return trainable, total
 
+    def numel(parameter: nn.Parameter) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return state.shape.numel() if state is not None else parameter.numel()
 
-def _numel(parameter: nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(numel, parameters))
 
 
 def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
@@ -63,7 +59,6 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
         GuardError: for a model that was wrapped or frozen by something that ran before.
     """
     trainable, total = count(model)
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
     adapter = [n for n, _ in model.named_parameters() if "lora_" in n]
     if settings.method == "full":
         return [
@@ -75,18 +70,18 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
                 "this model was wrapped for LoRA before, and training it now would be LoRA under the name full",
             )
         ]
-    names = [n for n in names if "ranknum" not in n]  # AdaLoRA's count of ranks in use, not a weight
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
     stray = [n for n in names if "lora_" not in n]
     guards = [
         _require(
             bool(adapter) and not stray and len(names) == len(adapter),
             "only the adapter is trained",
             f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3f} %), in {len(names)} adapter tensors",
-            f"expected the adapter and nothing else to be trainable, found {len(adapter)} adapter tensors, "
-            f"{len(names)} trainable ones and among these {stray[:3]} outside the adapter",
+            f"expected the adapter and nothing else to be trainable, but {len(names)} tensors are trainable for "
+            f"{len(adapter)} adapter tensors; outside the adapter: {', '.join(stray[:3]) or 'none'}",
         )
     ]
-    if settings.method in ("lora", "rslora", "qlora", "pissa"):
+    if settings.method in ("lora", "rslora", "qlora"):
         formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
         guards.append(
             _require(
@@ -99,50 +94,37 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
     return guards
 
 
-def one_device(used: int, device, processes: int = 1) -> Guard:
-    """One process trains on one device; several visible ones are said, not used behind the reader's back.
+def each_holds_its_part(model: nn.Module, held: int, processes: int) -> Guard:
+    """Each process holds its part of a sharded model.
 
     Args:
-        used: how many devices the trainer would spread a batch over in this process (0 on a CPU).
-        device: from helpers.device.describe.
-        processes: how many train together, each on a device of its own.
+        held: bytes of weights in this process.
 
     Raises:
-        GuardError: if the trainer would split batches over several devices (a hidden DataParallel).
+        GuardError: if a process holds more than its part.
     """
-    seen = f"{device.torch_name} ({device.name})"
-    if processes > 1:
-        seen += f"; {processes} processes, one device each"
-    elif device.count > 1:
-        seen += f", the first of {device.count} visible"
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
     return _require(
-        used <= 1, "one device", seen, f"the trainer would split each batch over {used} devices: make one visible"
+        held < 1.05 * whole / processes,
+        "each process holds its part",
+        f"{held:,} bytes of weights here, 1/{processes} of {whole:,}",
+        f"{held:,} of {whole:,} bytes of weights lie in each of {processes} processes: they were not sharded",
     )
 
 
-def spread(model: nn.Module, settings: Settings, held: dict) -> Guard:
-    """Several processes hold what they say: each its part of a sharded model, or all of them equal weights.
+def processes_agree(digests: list[str]) -> Guard:
+    """Replicated processes hold equal weights.
 
     Args:
-        held: this process's bytes, from helpers.engine.distributed.held.
+        digests: of the trained weights in each process.
 
     Raises:
-        GuardError: if a process holds more than its part, or another model than the main process.
+        GuardError: if they differ.
     """
-    processes, mine = distributed.processes(), held["parameters"]
-    if distributed.sharded(settings):
-        whole = sum(p.numel() * p.element_size() for p in model.parameters())
-        return _require(
-            mine < 1.05 * whole / processes,
-            "each process holds its part",
-            f"{mine:,} bytes of weights here, 1/{processes} of {whole:,}",
-            f"{mine:,} of {whole:,} bytes of weights lie in each of {processes} processes: they were not sharded",
-        )
-    digests = distributed.gather(digest(model, trainable=True)[0])
     return _require(
         len(set(digests)) == 1,
         "all processes agree",
-        f"sha256 {digests[0]} of the trained weights in each of {processes} processes",
+        f"sha256 {digests[0]} of the trained weights in each of {len(digests)} processes",
         f"the trained weights differ between processes ({', '.join(digests)}): gradients were not averaged",
     )
 
@@ -168,44 +150,6 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
     return Guard("fresh base", f"{len(expected)} tensors equal to the files")
 
 
-def splits_the_base(model: nn.Module, folder: Path) -> Guard:
-    """PiSSA changes the base weights; what is left of each one and its adapter must still add up to the file's weight.
-
-    Args:
-        model: with a new PiSSA adapter.
-        folder: of the base model.
-
-    Raises:
-        GuardError: names the first weight that is off by more than the rounding of its precision.
-    """
-    worst, layers = 0.0, adapted_layers(model)
-    for name, layer in layers:
-        rest = layer.get_base_layer().weight
-        whole = base_tensor(folder, f"{name}.weight").to(rest.device)
-        gap = ((rest.float() + adapter_product(layer) - whole).abs().max() / whole.abs().max()).item()
-        if not gap <= torch.finfo(rest.dtype).eps / 2 + 1e-5:
-            raise GuardError(
-                f"the base is split, not changed: {name} and its adapter differ from the file by {gap:.1e} of the weight"
-            )
-        worst = max(worst, gap)
-    return Guard("the base is split, not changed", f"{len(layers)} weights: rest + adapter = file within {worst:.0e}")
-
-
-def saved_is_trained(trained: torch.Tensor, saved: torch.Tensor) -> Guard:
-    """A model that was saved in another form than it was trained in gives the same logits, up to rounding.
-
-    Raises:
-        GuardError: if they differ by more than 5 % of the largest.
-    """
-    gap = ((trained - saved).abs().max() / trained.abs().max()).item()
-    return _require(
-        gap < 0.05,
-        "saved as a plain LoRA",
-        f"on the untouched base; logits equal within {gap:.1e} of the largest",
-        f"the logits of the saved adapter on the untouched base differ by {gap:.1e} of the largest",
-    )
-
-
 def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
     """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were.
 
@@ -224,63 +168,57 @@ def _sha256(value: torch.Tensor) -> str:
 
 
 class WeightWatch:
-    """Remembers the weights before training and proves afterwards what stood still and what moved."""
+    """Remembers the weights before training and proves afterwards what stayed the same and what changed."""
 
     def __init__(self, model: nn.Module):
         self.frozen = digest(model, trainable=False)
-        self.before = {
-            n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad and "ranknum" not in n
-        }
+        self.before = {n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad}
 
     @staticmethod
     def _sample(value: torch.Tensor) -> torch.Tensor:
-        flat = distributed.local(value.detach()).flatten()
+        flat = local(value.detach()).flatten()
         return flat[:: max(1, flat.numel() // SAMPLE)].clone().cpu()
 
-    def changed_share(self, weights: dict[str, torch.Tensor]) -> tuple[float, list[str]]:
-        """The share of sampled trained elements that differ now, and the names of tensors without any change."""
-        changed, seen, still = 0, 0, []
+    def changed(self, weights: dict[str, torch.Tensor]) -> tuple[float, list[str]]:
+        """The share of sampled elements of these weights that differ now, and the names of tensors without any change."""
+        changed, seen, unchanged = 0, 0, []
         for name, value in weights.items():
             if name in self.before:
-                moved = int((self._sample(value) != self.before[name]).sum())
-                changed, seen = changed + moved, seen + len(self.before[name])
-                if not moved and "lora_E" not in name:  # AdaLoRA sets the ranks it gives up back to zero
-                    still.append(name)
-        return changed / max(seen, 1), still
+                differ = int((self._sample(value) != self.before[name]).sum())
+                changed, seen = changed + differ, seen + len(self.before[name])
+                unchanged += [name] * (not differ)
+        return changed / max(seen, 1), unchanged
 
-    def check(self, model: nn.Module, exact: dict[str, torch.Tensor] | None = None) -> tuple[list[Guard], float]:
-        """The guards on what moved, and the changed share.
+    def check(self, model: nn.Module, changed: list[tuple[float, list[str]]] | None = None) -> list[Guard]:
+        """The guards on what changed.
 
         Args:
-            exact: the trained weights by name where they are known to more digits than the model holds.
+            changed: what :meth:`changed` gave, in each process; by default that of the model in this one.
 
         Raises:
-            GuardError: if a frozen weight changed or a trained tensor stood still.
+            GuardError: if a frozen weight changed or a trained tensor did not.
         """
+        changed = changed or [self.changed(dict(model.named_parameters()))]
+        share = sum(share for share, _ in changed) / len(changed)
+        # one shard may stay: that of the embedding of tokens that no row holds
+        unchanged = [name for name in changed[0][1] if all(name in others for _, others in changed)]
+        moved = _require(
+            not unchanged,
+            "trained weights changed",
+            f"{100 * share:.2f} % of {sum(map(len, self.before.values())):,} sampled elements differ",
+            f"{len(unchanged)} trained tensors did not change at all, {unchanged[0] if unchanged else ''} first: "
+            "the steps are lost in rounding or the tensor gets no gradient",
+        )
+        if not self.frozen[1]:
+            return [moved]
         after, number = digest(model, trainable=False)
-        seen = distributed.gather(self.changed_share(dict(model.named_parameters()) | (exact or {})))
-        share = sum(share for share, _ in seen) / len(seen)
-        # one shard may: that of the embedding of tokens that no row holds
-        still = [name for name in seen[0][1] if all(name in others for _, others in seen)]
-        guards = [
-            _require(
-                still == [],
-                "trained weights moved",
-                f"{100 * share:.2f} % of {sum(map(len, self.before.values())):,} sampled elements differ",
-                f"{len(still)} trained tensors did not change at all, {still[0] if still else ''} first: "
-                "the steps are lost in rounding or the tensor gets no gradient",
-            )
-        ]
-        if self.frozen[1]:
-            guards.append(
-                _require(
-                    (after, number) == self.frozen,
-                    "frozen weights stood still",
-                    f"{number} tensors, sha256 {after} before and after",
-                    "frozen base weights differ from those before training",
-                )
-            )
-        return guards, share
+        same = _require(
+            (after, number) == self.frozen,
+            "frozen weights did not change",
+            f"{number} tensors, sha256 {after} before and after",
+            "frozen base weights differ from those before training",
+        )
+        return [moved, same]
 
 
 def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:

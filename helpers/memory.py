@@ -7,8 +7,13 @@ arXiv:1711.05101, NF4 of arXiv:2305.14314 (4 bits plus 0.127 bits of block scale
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import sys
 from dataclasses import dataclass, fields
 
+GB = 1e9  # decimal, as in parameters times bytes
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LOGITS_CHUNK = 2**27  # bytes of fp32 logits that helpers.engine.loss holds at a time
 UPDATED_AT_A_TIME = 2**27  # elements that helpers.optimizer updates at a time
@@ -99,7 +104,7 @@ def lora_parameters(shape: Shape, rank: int, targets: str) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted bytes, by part. Gradients come to be in the backward pass while the activations go."""
+    """Predicted bytes, by part. Gradients appear in the backward pass as activations are freed."""
 
     weights: float
     adapter: float
@@ -200,3 +205,23 @@ def _saved_per_token(
                 inputs[name] = 0
     masks = sum(inputs.values()) if dropout else 0
     return norms + attention + mlp + size * (sum(inputs.values()) + rank * len(adapted)) + masks
+
+
+_FULL = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA and HIP, the CPU, the BLAS libraries
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left, in the words of CUDA, HIP or the CPU's allocator."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _FULL)
+
+
+def free_memory() -> None:
+    """Give back the memory of deleted models, so that the next one finds room."""
+    import torch  # predictions work without it
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":  # glibc keeps freed blocks, and more so with the settings of the Makefile
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

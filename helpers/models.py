@@ -1,53 +1,43 @@
-"""Loading base models, tokenizers and adapters, and the plan of how a run uses this machine."""
+"""Loading and saving models: tokenizers, base models, adapters, and the results of finished runs."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
-from helpers.device import Device, decide, describe, quiet
-from helpers.engine import distributed
-from helpers.engine.updates import base_tensor
-from helpers.memory import Prediction, Shape, predict
+from helpers import quiet
+from helpers.device import World
+from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
-from helpers.sources.base_models import (
-    LLAMA2_TEMPLATE,
-    ModelError,
-    base_fingerprint,
-    base_folder,
-    check_files,
-    reading,
-    revision_of,
-    write_manifest,
-)
+from helpers.sources import LLAMA2_TEMPLATE, Base, ModelError, check_files, reading, resolve, write_manifest
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
 
 
-def load_tokenizer(settings: Settings):
-    """The tokenizer of the base model, with a padding token and a chat template (Llama 2's for Llama 2 without one).
+def load_tokenizer(base: Base):
+    """The tokenizer of a base model, with a padding token and a chat template (Llama 2's for Llama 2 without one).
 
     Raises:
         ModelError: if its files cannot be read, or the model has no chat template.
     """
-    with reading(folder := base_folder(settings)):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.chat_template is None and "llama-2-7b-chat" in settings.model.lower():
+    with reading(base.folder):
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    if tokenizer.chat_template is None and "llama-2-7b-chat" in base.name.lower():
         tokenizer.chat_template = LLAMA2_TEMPLATE
     if tokenizer.chat_template is None:
-        raise ModelError(f"{settings.model} has no chat template: choose a chat or instruct model")
+        raise ModelError(f"{base.name} has no chat template: choose a chat or instruct model")
     if tokenizer.pad_token is None:  # labels are masked by position, so padding with EOS would be safe too
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
 
 def read_model(folder: Path, **options):
-    """A causal language model as its files say, every file compared with its hash and every weight found in them.
+    """A causal language model as its files say: every file compared with its hash, every weight found in them.
 
     Args:
         options: for ``from_pretrained``.
@@ -57,10 +47,10 @@ def read_model(folder: Path, **options):
     """
     check_files(folder)
     with quiet(), reading(folder):
-        model, told = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"the weights in {shown(folder)} lack {', '.join(missing[:3])}{' and others' if missing[3:] else ''}, which "
             "would be filled with random numbers: fetch or save the model again"
@@ -68,105 +58,67 @@ def read_model(folder: Path, **options):
     return model
 
 
-def load_base(settings: Settings, precision: str = "bf16", attention: str = "eager", device: str = "cpu"):
+def load_base(
+    base: Base,
+    precision: str = "bf16",
+    attention: str = "eager",
+    device: str = "cpu",
+    four_bit: bool = False,
+    world: World | None = None,
+):
     """The untouched base model, read anew from its files, never a model that something else may have changed.
 
     Args:
-        precision: of the arithmetic and of the weights; ``qlora`` quantises the linear layers to NF4 while loading.
-        device: "cpu" or "cuda:0"; where helpers.engine.distributed shards the model, each process reads its own part.
+        precision: of the arithmetic and of the weights.
+        device: "cpu" or "cuda:0".
+        four_bit: quantise the linear layers to NF4 while loading, as QLoRA does.
+        world: shard the model: each of these processes reads its own part of every weight (FSDP2). A block's weights
+            are gathered when it is their turn and dropped after it; gradients are added up in fp32.
 
     Raises:
         ModelError: for a damaged folder, or a tokenizer that knows more tokens than the model.
     """
-    folder = base_folder(settings)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    extra = {"device_map": device}
-    if distributed.sharded(settings):
-        extra = {"distributed_config": distributed.shards(precision)}
-    if settings.method == "qlora":
+    options: dict = {"device_map": device}
+    if world:
+        from transformers.distributed import DistributedConfig
+
+        sharding = DistributedConfig(fsdp_size=world.size, fsdp_mixed_precision=precision == "bf16")
+        options = {"distributed_config": sharding}
+    if four_bit:
         from transformers import BitsAndBytesConfig
 
-        extra["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = read_model(folder, dtype=dtype, attn_implementation=attention, **extra)
+    model = read_model(base.folder, dtype=dtype, attn_implementation=attention, **options)
     for layer in model.modules() if device == "cpu" else ():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' path for inference on a CPU rewrites the 4-bit
             layer.support_avx512bf16_for_cpu = False  # weights in place, without the double quantisation
-    known, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().num_embeddings
+    known, rows = len(load_tokenizer(base)), model.get_input_embeddings().num_embeddings
     if known > rows:
-        raise ModelError(f"the tokenizer of {settings.model} knows {known} tokens, the model only {rows}")
+        raise ModelError(f"the tokenizer of {base.name} knows {known} tokens, the model only {rows}")
     return model
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run will use this machine: the device, the choices with their reasons, the predicted memory."""
-
-    device: Device
-    shape: Shape
-    decisions: dict[str, dict]
-    predicted: Prediction
-
-    def value(self, name: str):
-        """What was decided for a name, without the reason."""
-        return self.decisions[name]["value"]
-
-    @property
-    def attention(self) -> str:
-        """The attention to load a model with: varlen serves training only, which sets it itself."""
-        return "sdpa" if self.value("attention") == "varlen" else self.value("attention")
-
-    def load(self, settings: Settings):
-        """The base model as planned: precision, attention, device."""
-        return load_base(settings, self.value("precision"), self.attention, self.device.torch_name)
-
-
-def plan(settings: Settings, longest: int | None = None) -> Plan:
-    """Decide how to use this machine for a run of rows up to ``longest`` tokens (by default ``max_length``)."""
-    with reading(folder := base_folder(settings)):
-        device, shape = describe(), Shape.of(AutoConfig.from_pretrained(folder))
-    rows = {"batch": 1, "length": settings.batch_tokens} if settings.batch_tokens else {
-        "batch": distributed.share(settings)[0], "length": longest or settings.max_length}  # fmt: skip
-    usual = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
-    sizes = rows | {"rank": settings.rank, "targets": settings.targets, "dropout": settings.dropout} | {
-        name: usual[name] for name in ("precision", "attention")}  # fmt: skip
-    sizes |= {"fused": usual["kernels"] == "liger" or usual["compile"],
-              "shards": distributed.processes() if distributed.sharded(settings) else 1}  # fmt: skip
-    kept = predict(shape, settings.method, **sizes)
-    decisions = decide(settings, device, kept.total)
-    predicted = predict(shape, settings.method, **sizes, checkpointing=decisions["checkpointing"]["value"])
-    return Plan(device, shape, decisions, predicted)
-
-
-def adapter_config(settings: Settings) -> PeftConfig:
-    """The PEFT configuration of a method.
-
-    dora and rslora are switches of LoRA; adalora shares ranks out by use; pissa starts from the largest directions of
-    each weight, found by a randomised decomposition, and leaves the rest of the weight frozen (arXiv:2404.02948).
-    """
+def adapter_config(settings: Settings) -> LoraConfig:
+    """The PEFT configuration of a method; dora and rslora are switches of LoRA."""
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
-    common = {
-        "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "target_modules": targets, "bias": "none",
-        "task_type": "CAUSAL_LM",
-    }  # fmt: skip
-    if settings.method == "adalora":
-        from peft import AdaLoraConfig
-
-        return AdaLoraConfig(
-            init_r=settings.rank + settings.rank // 2, target_r=settings.rank, total_step=settings.max_steps,
-            tinit=settings.max_steps // 10, tfinal=settings.max_steps // 3, **common,
-        )  # fmt: skip
     return LoraConfig(
-        r=settings.rank, use_dora=settings.method == "dora", use_rslora=settings.method == "rslora",
-        init_lora_weights="pissa_niter_16" if settings.method == "pissa" else True, **common,
-    )  # fmt: skip
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        use_dora=settings.method == "dora",
+        use_rslora=settings.method == "rslora",
+        task_type="CAUSAL_LM",
+    )
 
 
-def to_train(model, settings: Settings, precision: str, adapter: PeftConfig | None = None):
+def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | None = None):
     """The model with the adapter of its method, if it has one; what is trained is in the precision of the arithmetic.
 
-    The optimizer keeps the fp32 masters. A model that carries an adapter already is left with it.
+    The optimizer keeps the fp32 masters. A model that already carries an adapter keeps it.
     """
     if settings.adapter and not isinstance(model, PeftModel):
         model = get_peft_model(model, adapter or adapter_config(settings), autocast_adapter_dtype=False)
@@ -176,54 +128,15 @@ def to_train(model, settings: Settings, precision: str, adapter: PeftConfig | No
     return model
 
 
-def split_base(model: PeftModel, folder: Path) -> None:
-    """Take out of each adapted weight what its new PiSSA adapter holds. PEFT did so before the adapter was rounded.
-
-    Args:
-        folder: of the base model.
-    """
-    for name, layer in adapted_layers(model):
-        rest = layer.get_base_layer().weight
-        whole = base_tensor(folder, f"{name}.weight").to(rest.device)
-        rest.data = (whole - adapter_product(layer)).to(rest.dtype)
-
-
-def adapted_layers(model: PeftModel) -> list[tuple[str, torch.nn.Module]]:
-    """Names in the base model, and layers, that carry a LoRA adapter."""
-    return [(n, m) for n, m in model.get_base_model().named_modules() if hasattr(m, "get_delta_weight")]
-
-
-def adapter_product(layer: torch.nn.Module) -> torch.Tensor:
-    """alpha / r times B A of one layer, in fp32."""
-    return layer.scaling["default"] * (layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float())
-
-
-def save_start(model: PeftModel, folder: Path) -> None:
-    """Keep the adapter that PiSSA starts from: without it, the trained one cannot be put on the untouched base."""
-    config = model.peft_config["default"]
-    kept, config.init_lora_weights = config.init_lora_weights, True  # what is in the file is final, not to be derived
+def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:
+    """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes."""
     model.save_pretrained(folder)
-    config.init_lora_weights = kept
-
-
-def save_adapter(model: PeftModel, settings: Settings, folder: Path, start: Path | None = None) -> None:
-    """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes.
-
-    Args:
-        start: the folder of `save_start`. The adapter is then saved as its difference from that start, a plain LoRA of
-            twice the rank for the untouched base.
-    """
-    model.save_pretrained(folder, path_initial_model_for_weight_conversion=start and str(start))
-    base = {
-        "model": settings.model,
-        "revision": revision_of(settings),
-        "fingerprint": base_fingerprint(base_folder(settings)),
-    }
-    (folder / BASE_FILE).write_text(json.dumps(base, indent=1), encoding="utf-8")
+    facts = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
+    (folder / BASE_FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     write_manifest(folder)
 
 
-def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
+def load_adapter(model, base: Base, folder: Path) -> PeftModel:
     """Put a saved adapter on a freshly loaded base. The base is changed in place: load another to compare.
 
     Raises:
@@ -233,11 +146,11 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
         raise ModelError(f"there is no adapter in {shown(folder)}; run 02_lora_train with this profile first")
     check_files(folder)
     if (folder / BASE_FILE).is_file():
-        expected = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-        if expected["fingerprint"] != base_fingerprint(base_folder(settings)):
+        expected = base_of(folder)
+        if expected["fingerprint"] != base.fingerprint:
             raise ModelError(
-                f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), not on "
-                f"{settings.model} as it is here: on another base it would load and answer nonsense"
+                f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), "
+                f"not on {base.name} as it is here: on another base it would load and answer nonsense"
             )
     dtype = model.get_input_embeddings().weight.dtype
     with quiet(), reading(folder):
@@ -246,6 +159,86 @@ def load_adapter(model, settings: Settings, folder: Path) -> PeftModel:
         if "lora_" in name:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
             weight.data = weight.data.to(dtype)
     return model
+
+
+def base_of(folder: Path) -> dict:
+    """Which base an adapter was trained on: model, revision and fingerprint."""
+    return json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+
+
+def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
+    """The folder of a finished run of this profile and seed.
+
+    Raises:
+        ModelError: names the notebook that makes it.
+    """
+    folder = settings.change(method=method).folder
+    if not (folder / FILE_NAME).is_file():
+        raise ModelError(
+            f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first, or continue "
+            f'with a shipped one: from helpers.workshop import catch_up; catch_up("{notebook}", settings)'
+        )
+    return folder
+
+
+def load_trained(settings: Settings, precision: str = "bf16", attention: str = "eager", device: str = "cpu"):
+    """The result of a run: a fully tuned model, or an adapter on a freshly loaded base, by ``settings.method``.
+
+    Raises:
+        ModelError: if the run has not finished.
+    """
+    if settings.method == "full":
+        folder = finished_folder(settings, "full", "03_full_train")
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        return read_model(folder / "model", dtype=dtype, attn_implementation=attention, device_map=device)
+    four_bit = settings.method == "qlora"
+    folder = finished_folder(settings, settings.method, "06_qlora" if four_bit else "02_lora_train")
+    base = resolve(settings)
+    model = load_base(base, precision, attention, device, four_bit)
+    return load_adapter(model, base, folder / "adapter")
+
+
+def save_model(model, tokenizer, folder: Path, shard_size: str = "5GB") -> None:
+    """Save a whole model as safetensors shards with its tokenizer and a manifest of hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        model.save_pretrained(folder, max_shard_size=shard_size)
+        tokenizer.save_pretrained(folder)
+    write_manifest(folder)
+
+
+def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
+    """A saved model and its tokenizer, as any user would load them, in the precision they were saved in.
+
+    Raises:
+        ModelError: if the folder holds no model, or a damaged one.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"there is no saved model in {shown(folder)}")
+    model = read_model(folder, dtype="auto", attn_implementation=attention, device_map=device)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def on_dequantised(settings: Settings, device: str = "cpu"):
+    """A QLoRA adapter on the numbers that its 4-bit base stands for, held in fp32."""
+    folder, base = finished_folder(settings, settings.method, "06_qlora"), resolve(settings)
+    with quiet():
+        model = load_base(base, "fp32", "eager", device, four_bit=True).dequantize()
+    return load_adapter(model, base, folder / "adapter")
+
+
+def merge(settings: Settings, folder: Path, device: str = "cpu") -> None:
+    """Merge the adapter of a finished run into its base, in fp32, and save the sum in bf16 as a whole model.
+
+    The base of a QLoRA adapter is the 4-bit one it was trained on: it is dequantised, and the adapter added to it.
+    """
+    qlora = settings.method == "qlora"
+    model = on_dequantised(settings, device) if qlora else load_trained(settings, "fp32", "eager", device)
+    merged = model.merge_and_unload()
+    for weight in merged.parameters():  # not model.to(): that would round the rotary frequencies too
+        weight.data = weight.data.to(torch.bfloat16)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(merged, load_tokenizer(resolve(settings)), folder)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:

@@ -7,11 +7,16 @@ weight in every forward pass.
 
 from __future__ import annotations
 
-from helpers.engine.distributed import local
 from helpers.memory import UPDATED_AT_A_TIME
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor: its part of a sharded one, otherwise the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class AdamW(torch.optim.AdamW):
@@ -51,11 +56,6 @@ class AdamW(torch.optim.AdamW):
             if wide is not weight:
                 state["master"] = wide
         return state
-
-    def follow(self, parameter: torch.nn.Parameter) -> None:
-        """Take over a weight that something other than a step has changed, as AdaLoRA does when it drops a rank."""
-        if "master" in self.state[parameter]:
-            self.state[parameter]["master"].copy_(parameter.detach())
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, which would round the fp32 states of 16-bit parameters: they are put back as they were saved."""

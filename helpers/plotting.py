@@ -6,18 +6,19 @@ their dashes, surfaces in their hatching. Importing this module gives every figu
 
 from __future__ import annotations
 
-from helpers.comparison import GB, accuracy, accuracy_interval, by_method
+from helpers.comparison import accuracy, accuracy_interval, by_method
 from helpers.headless import alt_text
+from helpers.memory import GB
 from helpers.records import RunRecord
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
-           "rslora": "#E69F00", "pissa": "#000000", "adalora": "#56B4E9"}  # fmt: skip
-DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)), "pissa": (0, (8, 2)),
+           "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
+DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)),
           "adalora": (0, (3, 3))}  # fmt: skip
-HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\", "pissa": "oo",
+HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\",
            "adalora": "++"}  # fmt: skip
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00", "gradients": "#E69F00",
          "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip

@@ -1,65 +1,76 @@
 """One training path for every method: ``train(settings, data) -> Trained``.
 
-Rows come tokenized from helpers.data, in the order helpers.data fixes; what differs between full fine-tuning and the
+Rows come tokenized from helpers.data, in the order helpers.batches fixes. What differs between full fine-tuning and the
 adapters is the model that is handed to the trainer (helpers.engine.trainer), nothing else.
+
+``notebooks/cluster/train.py`` trains without a notebook, on one device or several.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import guards, records
-from helpers.batches import training_order
-from helpers.data import IGNORED, Data, fingerprint
-from helpers.device import MemoryMonitor, free_memory, quiet
+from helpers import guards, quiet, records
+from helpers.batches import Collator, deal, training_order
+from helpers.data import Data, fingerprint
+from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
-from helpers.engine.checkpoints import Checkpoint, Checkpoints, conditions, size
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
+from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
-from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
+from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
 from helpers.engine.updates import weight_updates
 from helpers.evaluation import evaluate, held_out_loss
-from helpers.inference import logits, save_model
-from helpers.models import (
-    Plan,
-    folder_sizes,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    plan,
-    save_adapter,
-    save_start,
-    split_base,
-    to_train,
-)
-from helpers.settings import Settings
-from helpers.sources.base_models import base_fingerprint, base_folder, revision_of
+from helpers.memory import free_memory
+from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
+from helpers.settings import IGNORED, Settings
+from helpers.sources import Base, resolve
 
 import torch
 from peft import PeftConfig
-from transformers import TrainerCallback, set_seed
+from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
+from transformers import set_seed
 
 
 @dataclass
 class Trained:
     """A finished training: the model as it was saved, its tokenizer, and the record, not yet saved."""
 
-    model: torch.nn.Module
+    model: torch.nn.Module | None
     tokenizer: object
     record: records.RunRecord
     folder: Path
 
 
-def _tensorboard(settings: Settings) -> TrainerCallback:
-    from torch.utils.tensorboard import SummaryWriter  # slow, and only needed here
-    from transformers.integrations import TensorBoardCallback
+@dataclass
+class Run:
+    """What the phases of one training hand to each other."""
 
-    folder = settings.series_folder / "tensorboard" / settings.folder.name
-    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier run would be drawn into the same curve
-    return TensorBoardCallback(SummaryWriter(folder))
+    settings: Settings
+    data: Data
+    base: Base
+    adapter: PeftConfig | None
+    started: float
+    record: records.RunRecord
+    tokenizer: object
+    order: list  # the micro-batches of this run, divided among the processes
+    rows: list  # all rows in their order
+    plan: Plan
+    batches: Collator
+    checkpoints: Checkpoints
+    resumed: Checkpoint | None
+    model: torch.nn.Module | None = None
+    watch: guards.WeightWatch | None = None
+    exact: dict = field(default_factory=dict)  # the trained weights, before rounding
+    checks: list = field(default_factory=list)
+    steps: Steps | None = None
+    facts: dict = field(default_factory=dict)  # for record.training
+    ranks: list = field(default_factory=list)  # what each process held
 
 
 def train(
@@ -68,19 +79,21 @@ def train(
     adapter: PeftConfig | None = None,
     model: torch.nn.Module | None = None,
     resume: bool = True,
+    world: World | None = None,
 ) -> Trained:
     """Fine-tune the base model of the settings, prove what was trained, and save the result.
 
-    Where helpers.engine.launch started several processes, each of them calls this with the same settings. The rows of each
-    step are those of one device, dealt out; the main process saves.
+    Where several processes train together, each of them calls this with the same settings. The rows of each step are
+    those of one device, divided among them; the main process saves.
 
     Args:
         settings: method, data order, optimisation.
         data: the encoded splits.
         adapter: the PEFT configuration; by default that of the method.
         model: a model to start from instead of a fresh load. It must equal the base in its files.
-        resume: whether to go on from the newest whole checkpoint of an unfinished run with the same settings. There
-            are checkpoints where ``save_steps`` is not 0 and one process trains.
+        resume: whether to resume from the newest whole checkpoint of an unfinished run with the same settings. There are
+            checkpoints where ``save_steps`` is not 0 and one process trains.
+        world: of this process, from :func:`helpers.engine.distributed.join`.
 
     Returns:
         The model as saved (a full model in the precision of the arithmetic, an adapter on its base), and a record
@@ -91,8 +104,22 @@ def train(
         TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
             are those of other settings.
     """
-    record, started = records.begin(settings), time.perf_counter()
-    tokenizer, folder, order = load_tokenizer(settings), settings.folder, training_order(data, settings)
+    run = _plan(settings, data, adapter, resume, world or World())
+    with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
+        _load(run, model)
+        _fit(run, monitor)
+        _prove(run, monitor.result())
+        if run.plan.world.main:
+            _save(run)
+    if run.plan.world.main:
+        _describe_result(run)
+    return Trained(run.model, run.tokenizer, run.record, settings.folder)
+
+
+def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bool, world: World) -> Run:
+    """Fix rows, order and the use of this machine, and refuse what cannot work, before anything is loaded."""
+    started, record, base = time.perf_counter(), records.begin(settings), resolve(settings)
+    tokenizer, order = load_tokenizer(base), training_order(data, settings)
     rows = [row for batch in order for row in batch]
     longest = max(len(row.input_ids) for row in rows)
     if settings.batch_tokens and longest > settings.batch_tokens:
@@ -101,124 +128,136 @@ def train(
             "so raise batch_tokens or lower max_length"
         )
     free_memory()
-    ours = plan(settings, longest)
-    preflight.device_memory(ours)
-    batches = collator(settings, ours, tokenizer, longest)
-    dealt, processes = distributed.deal(order, settings), distributed.processes()
-    checkpoints = Checkpoints(folder, conditions(settings, rows, ours, adapter))
-    start = checkpoints.begin(resume and processes == 1) if distributed.is_main() else None
+    chosen = plan(settings, base.shape, longest, world)
+    preflight.device_memory(chosen)
+    if chosen.device.count > world.size:
+        print(f"{chosen.device.count} devices are visible; this run uses {chosen.device.torch_name}")
+    checkpoints = Checkpoints(settings.folder, conditions(settings, base, fingerprint(rows), chosen, adapter))
+    resumed = checkpoints.begin(resume and world.size == 1) if world.main else None
     distributed.wait()
+    batches, order = collator(settings, chosen, tokenizer, longest), deal(order, settings, world.size)
+    return Run(
+        settings, data, base, adapter, started, record, tokenizer, order, rows, chosen, batches, checkpoints, resumed
+    )
 
-    with MemoryMonitor(ours.device) as monitor, preflight.explaining_memory(ours):
-        loading = time.perf_counter()
-        model, checks = _load(model, settings, data, tokenizer, ours, adapter)
-        trainable, total = guards.count(model)
-        watch = guards.WeightWatch(model)
-        loading = time.perf_counter() - loading
-        validation = [held_out_loss(model, data.validation)["loss"]] if data.validation else []
-        distributed.reshard(model)
-        free_memory()
 
-        with _progress(settings, start) as progress, quiet(), fast(model, ours):
-            steps = Steps(monitor, progress, start)
-            callbacks = [steps] + ([_tensorboard(settings)] if settings.report_to == "tensorboard" else [])
-            trainer = make_trainer(model, settings, ours, dealt, tokenizer, batches, folder, callbacks)
-            trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, checkpoints, steps
-            checks.append(guards.one_device(trainer.args.n_gpu, ours.device, processes))
-            batch = next(iter(trainer.get_train_dataloader()))
-            checks.append(guards.batch_is_supervised(batch, dealt[distributed.rank()], tokenizer))
-            trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
-            seconds = steps.elapsed()
-        monitor.mark("save")
-        memory = monitor.result()
-        exact = trainer.exact_weights()
-        del trainer
-        moved, share = watch.check(model, exact)
-        checks += moved
-        if processes > 1:
-            checks.append(guards.spread(model, settings, steps.held))
-        ranks = distributed.gather({"device": ours.device.name, "peak": memory["peak"], **steps.held})
-        if distributed.sharded(settings):
-            exact, model = distributed.whole(exact, model), None
-        distributed.part()
-        if not distributed.is_main():
-            return Trained(None, tokenizer, record, folder)
-        if model is None:
-            free_memory()
-            model = ours.load(settings)
-            model.load_state_dict(exact, strict=False)  # a tied head has no weight of its own
-        if settings.method == "pissa":  # saved as a plain LoRA on the untouched base, and so it is evaluated
-            exact, row = None, torch.tensor([data.train[0].input_ids], device=model.device)
-            trained = logits(model, row)
-            _save(model, settings, tokenizer)
-            del model
-            model = load_adapter(ours.load(settings), settings, folder / "adapter")
-            checks.append(guards.saved_is_trained(trained, logits(model, row)))
-        update = weight_updates(model, base_folder(settings), 3 if ours.shape.hidden <= 1024 else 1, exact)
-        del watch, exact
-        if settings.method != "pissa":
-            _save(model, settings, tokenizer)
-    if data.validation:
-        validation.append(held_out_loss(model, data.validation)["loss"])
+def _load(run: Run, given: torch.nn.Module | None) -> None:
+    """The model as it is trained, fresh or proven to be, and the guards that hold before training."""
+    settings, loading = run.settings, time.perf_counter()
+    world = run.plan.world if run.plan.sharded else None
+    model = given or load_base(run.base, **run.plan.loading, four_bit=settings.method == "qlora", world=world)
+    run.checks += guards.tokens_are_sound(run.data, run.tokenizer, model.get_input_embeddings().num_embeddings)
+    if given is not None:
+        run.checks.append(guards.is_fresh(model, load_base(run.base, "fp32")))
+    set_seed(settings.seed)
+    run.model = to_train(model, settings, run.plan.value("precision"), run.adapter)
+    if keeps_checkpoints(settings, run.plan.world.size):  # the newest is written before the one before it is removed
+        preflight.disk_space(settings.folder, 2 * checkpoint_size(run.model), "two checkpoints")
+    run.checks += guards.trains_what_it_says(run.model, settings)
+    trainable, total = guards.count(run.model)
+    run.facts |= {"trainable": trainable, "total": total}
+    run.watch = guards.WeightWatch(run.model)
+    run.facts["load_seconds"] = time.perf_counter() - loading
+    run.facts["validation_loss"] = (
+        [held_out_loss(run.model, run.data.validation)["loss"]] if run.data.validation else []
+    )
+    distributed.reshard(run.model)
     free_memory()
 
-    tokens = sum(len(row.input_ids) for row in rows)
-    _describe(record, settings, ours, data)
-    record.data["order"] = fingerprint(rows)
-    record.guards = [check.to_dict() for check in checks]
-    record.steps, record.update = steps.steps, update
-    record.training = {
-        "trainable": trainable, "total": total, "tokens": tokens,
-        "supervised_tokens": sum(label != IGNORED for row in rows for label in row.labels),
-        "padded_tokens": batches.tokens(dealt), "load_seconds": loading, "train_seconds": seconds,
-        "tokens_per_second": tokens / seconds, "changed_share": share, "validation_loss": validation,
-        "devices_visible": ours.device.count, "processes": processes, "seconds": time.perf_counter() - started,
-        "resumed_from": start.step if start else None, "passed_over": checkpoints.passed_over,
-    }  # fmt: skip
-    record.memory = memory | {"predicted": ours.predicted.to_dict(), "ranks": ranks}
-    record.files = {n: b for n, b in folder_sizes(folder).items() if not n.startswith(records.CHECKPOINTS)}
-    return Trained(model, tokenizer, record, folder)
+
+def _fit(run: Run, monitor: MemoryMonitor) -> None:
+    """All optimizer steps, with TRL's trainer."""
+    settings, world = run.settings, run.plan.world
+    name = f"{settings.method} on {world.size} device{'s' * (world.size > 1)}"
+    bar = {"desc": name, "unit": "step", "mininterval": 2, "ncols": 88, "file": sys.stdout, "disable": not world.main}
+    first = run.resumed.step if run.resumed else 0
+    with tqdm(total=settings.max_steps, initial=first, **bar) as progress, quiet(), fast(run.model, run.plan):
+        run.steps = Steps(monitor, progress, run.resumed)
+        callbacks = [run.steps] + ([tensorboard(settings)] if settings.report_to == "tensorboard" else [])
+        trainer = make_trainer(
+            run.model, settings, run.plan, run.order, run.tokenizer, run.batches, settings.folder, callbacks
+        )
+        trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, run.checkpoints, run.steps
+        batch = next(iter(trainer.get_train_dataloader()))
+        run.checks.append(guards.batch_is_supervised(batch, run.order[world.rank], run.tokenizer))
+        trainer.train(resume_from_checkpoint=str(run.resumed.folder) if run.resumed else None)
+        run.facts["train_seconds"] = run.steps.elapsed()
+    monitor.mark("save")
+    run.exact = trainer.exact_weights()
 
 
-def _load(given, settings: Settings, data: Data, tokenizer, ours: Plan, adapter) -> tuple[torch.nn.Module, list]:
-    """The model as it is trained, fresh or proven to be, and the guards that held on the way."""
-    model = given or ours.load(settings)
-    checks = guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
-    if given is not None:
-        checks.append(guards.is_fresh(model, load_base(settings.change(method="full"), "fp32")))
-    set_seed(settings.seed)
-    model = to_train(model, settings, ours.value("precision"), adapter)
-    if settings.method == "pissa":
-        split_base(model, base_folder(settings))
-        checks.append(guards.splits_the_base(model, base_folder(settings)))
-        if distributed.is_main():
-            save_start(model, settings.folder / "start")
-    if keeps_checkpoints(settings):  # the newest is written before the one before it is removed
-        preflight.disk_space(settings.folder, 2 * size(model), "two checkpoints")
-    return model, checks + guards.trains_what_it_says(model, settings)
+def _prove(run: Run, memory: dict) -> None:
+    """The guards that hold after training, over all processes; then each process works alone."""
+    model, world, held = run.model, run.plan.world, run.steps.held
+    changed = distributed.gather(run.watch.changed(dict(model.named_parameters()) | run.exact))
+    run.checks += run.watch.check(model, changed)
+    run.facts["changed_share"] = sum(share for share, _ in changed) / len(changed)
+    if run.plan.sharded:
+        run.checks.append(guards.each_holds_its_part(model, held["parameters"], world.size))
+    elif world.size > 1:
+        run.checks.append(guards.processes_agree(distributed.gather(guards.digest(model, trainable=True)[0])))
+    run.ranks = distributed.gather({"device": run.plan.device.name, "peak": memory["peak"], **held})
+    run.record.memory = memory | {"predicted": run.plan.predicted.to_dict(), "ranks": run.ranks}
+    run.watch = None
+    if run.plan.sharded:
+        run.exact, run.model = distributed.whole(run.exact, model), None
+    distributed.leave()
 
 
-def _progress(settings: Settings, start: Checkpoint | None):
-    from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
+def _save(run: Run) -> None:
+    """The result as files, a whole model or an adapter. An earlier result is replaced only when this one is written."""
+    settings = run.settings
+    if run.plan.sharded:
+        free_memory()
+        run.model = load_base(run.base, **run.plan.loading)
+        run.model.load_state_dict(run.exact, strict=False)  # a tied head has no weight of its own
+    run.record.update = weight_updates(run.model, run.base.folder, 3 if run.base.shape.hidden <= 1024 else 1, run.exact)
+    run.exact = {}
+    name = "model" if settings.method == "full" else "adapter"
+    new = settings.folder / f".new-{name}"
+    with preflight.whole(new):
+        if settings.method == "full":
+            save_model(run.model, run.tokenizer, new, "100MB" if run.facts["total"] < 1e9 else "5GB")
+        else:
+            save_adapter(run.model, run.base, new)
+    (settings.folder / records.FILE_NAME).unlink(missing_ok=True)  # a record must never lie beside another run's files
+    shutil.rmtree(settings.folder / name, ignore_errors=True)
+    os.replace(new, settings.folder / name)
 
-    devices = distributed.processes()
-    return tqdm(total=settings.max_steps, initial=start.step if start else 0, unit="step", mininterval=2, ncols=88,
-                desc=f"{settings.method} on {devices} device{'s' * (devices > 1)}", file=sys.stdout,
-                disable=not distributed.is_main())  # fmt: skip
+
+def _describe_result(run: Run) -> None:
+    """Fill in the record: what was trained on, how, how fast, and what was proven."""
+    settings, record = run.settings, run.record
+    if run.data.validation:
+        run.facts["validation_loss"].append(held_out_loss(run.model, run.data.validation)["loss"])
+    free_memory()
+    _describe_input(record, settings, run.base, run.plan, run.data)
+    record.data["order"] = fingerprint(run.rows)
+    record.guards = [check.to_dict() for check in run.checks]
+    record.steps = run.steps.steps
+    tokens = sum(len(row.input_ids) for row in run.rows)
+    record.training = run.facts | {
+        "tokens": tokens,
+        "supervised_tokens": sum(label != IGNORED for row in run.rows for label in row.labels),
+        "padded_tokens": run.batches.tokens(run.order),
+        "tokens_per_second": tokens / run.facts["train_seconds"],
+        "devices_visible": run.plan.device.count,
+        "processes": run.plan.world.size,
+        "seconds": time.perf_counter() - run.started,
+        "resumed_from": run.resumed.step if run.resumed else None,
+        "passed_over": run.checkpoints.passed_over,
+    }
+    record.files = {n: b for n, b in folder_sizes(settings.folder).items() if not n.startswith(records.CHECKPOINTS)}
 
 
-def _save(model, settings: Settings, tokenizer) -> None:
-    """The result as files: a whole model, or an adapter."""
-    folder = settings.folder
-    if settings.method == "full":
-        with preflight.whole(folder / "model"):
-            save_model(model, tokenizer, folder / "model", "100MB" if guards.count(model)[1] < 1e9 else "5GB")
-        return
-    start = folder / "start" if settings.method == "pissa" else None
-    with preflight.whole(folder / "adapter"):
-        save_adapter(model, settings, folder / "adapter", start)
-    if start:
-        shutil.rmtree(start)
+def _describe_input(record: records.RunRecord, settings: Settings, base: Base, chosen: Plan, data: Data) -> None:
+    record.device, record.decisions, record.data = chosen.device.to_dict(), chosen.decisions, data.summary()
+    record.model = {
+        "source": base.name,
+        "revision": base.revision,
+        "parameters": base.shape.parameters,
+        "fingerprint": base.fingerprint,
+    }
 
 
 def measure_base(settings: Settings, data: Data) -> Trained:
@@ -227,17 +266,10 @@ def measure_base(settings: Settings, data: Data) -> Trained:
     Returns:
         The base model, its tokenizer and a record with the evaluation filled in, not yet saved.
     """
-    record, tokenizer, ours = records.begin(settings, "base"), load_tokenizer(settings), plan(settings)
-    model = ours.load(settings.change(method="lora"))
+    record, base = records.begin(settings, "base"), resolve(settings)
+    chosen, tokenizer = plan(settings, base.shape), load_tokenizer(base)
+    model = load_base(base, **chosen.loading)
     guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
-    _describe(record, settings, ours, data)
+    _describe_input(record, settings, base, chosen, data)
     record.evaluation = evaluate(model, tokenizer, data, settings)
     return Trained(model, tokenizer, record, settings.series_folder / f"base-s{settings.seed}")
-
-
-def _describe(record: records.RunRecord, settings: Settings, ours: Plan, data: Data) -> None:
-    record.device, record.decisions, record.data = ours.device.to_dict(), ours.decisions, data.summary()
-    record.model = {
-        "source": settings.model, "revision": revision_of(settings), "parameters": ours.shape.parameters,
-        "fingerprint": base_fingerprint(base_folder(settings)),
-    }  # fmt: skip

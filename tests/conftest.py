@@ -17,7 +17,7 @@ from helpers.evaluation import evaluate
 from helpers.headless.runner import run_all
 from helpers.models import load_tokenizer
 from helpers.settings import ROOT, Settings, settings_for
-from helpers.sources.base_models import base_folder
+from helpers.sources import resolve
 from helpers.training import Trained, measure_base, train
 from tests.hub import Hub
 
@@ -56,7 +56,7 @@ def tiny() -> Settings:
 def copied(tmp_path, tiny):
     """A copy of the tiny model's folder that a test may spoil."""
     folder = tmp_path / "model"
-    shutil.copytree(base_folder(tiny), folder)
+    shutil.copytree(resolve(tiny).folder, folder)
     return folder
 
 
@@ -71,7 +71,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny):
-    return load_tokenizer(tiny)
+    return load_tokenizer(resolve(tiny))
 
 
 @pytest.fixture(scope="session")

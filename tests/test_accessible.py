@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import combinations
 
 from helpers import plotting
-from helpers.comparison import GB
 from helpers.headless.alt_text import describe, to_html
 from helpers.headless.runner import find_notebooks
+from helpers.memory import GB
 from helpers.records import load_reference
 
 import matplotlib.pyplot as plt

@@ -8,7 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from helpers import records
-from helpers.inference import load_trained
+from helpers.models import load_trained
 from helpers.settings import settings_for
 from helpers.workshop.catch_up import ORIGIN, CatchUpError, archive_name, catch_up, pack, runs_of
 

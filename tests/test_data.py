@@ -2,10 +2,10 @@
 
 import json
 
-from helpers.data import IGNORED, DataError, Example, encode, prepare
+from helpers.data import Example, encode, prepare
 from helpers.models import load_base
-from helpers.settings import settings_for
-from helpers.sources.base_models import base_folder
+from helpers.settings import IGNORED, settings_for
+from helpers.sources import DataError, resolve
 from helpers.sources.files import parse_llama2
 
 import pandas
@@ -19,7 +19,7 @@ def test_tokens_and_labels_are_those_trl_makes(tmp_path, tiny, tokenizer, data):
     """TRL tokenizes prompt and completion itself; what is supervised must agree, token by token."""
     rows = data.train[:20]
     trainer = SFTTrainer(
-        model=load_base(tiny, "fp32"),
+        model=load_base(resolve(tiny), "fp32"),
         args=SFTConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, shuffle_dataset=False
         ),
@@ -79,7 +79,7 @@ def test_a_question_asked_twice_cannot_leak_into_the_test_rows(tmp_path, tokeniz
 
 
 def test_a_template_without_an_end_token_is_refused(tiny):
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(tiny))
+    tokenizer = AutoTokenizer.from_pretrained(resolve(tiny).folder)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="never learn to stop"):
         encode(Example([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]), tokenizer)

@@ -4,8 +4,9 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from helpers.device import Device, MemoryMonitor, decide, describe
+from helpers.device import Device, decide, describe
 from helpers.engine import attention
+from helpers.engine.monitor import MemoryMonitor
 from helpers.settings import settings_for
 
 import pytest

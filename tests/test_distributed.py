@@ -5,12 +5,12 @@ import subprocess
 
 from helpers import records
 from helpers.engine import distributed, launch
-from helpers.engine.distributed import DistributedError, share
+from helpers.engine.distributed import DistributedError
 from helpers.engine.launch import devices
-from helpers.inference import load_saved
 from helpers.memory import SHAPES, predict
+from helpers.models import load_saved
 from helpers.settings import ROOT, SettingsError, settings_for
-from helpers.sources.base_models import base_folder
+from helpers.sources import resolve
 
 import pytest
 import torch
@@ -58,7 +58,11 @@ def test_a_sharded_run_leaves_a_model_that_one_process_loads(series, data):
     ids, folder = torch.tensor([data.test[0].input_ids]), series.folder / "07_multi_gpu"
     one, two, base = (
         load_saved(f)[0].float().eval()(ids).logits
-        for f in (folder / "1/tiny/full-s0/model", folder / "2/tiny/full-s0/model", base_folder(settings_for("tiny")))
+        for f in (
+            folder / "1/tiny/full-s0/model",
+            folder / "2/tiny/full-s0/model",
+            resolve(settings_for("tiny")).folder,
+        )
     )
     assert (two - one).abs().max() < 0.05 * (one - base).abs().max()
 
@@ -76,13 +80,13 @@ def test_a_process_that_fails_says_why(tmp_path):
     [(8, 1, 1, (8, 1)), (8, 1, 2, (4, 1)), (4, 2, 2, (4, 1)), (6, 4, 4, (6, 1)), (6, 4, 3, (2, 4))],
 )
 def test_rows_are_shared_out_evenly(batch, accumulation, among, expected):
-    shared = share(settings_for("tiny", batch_size=batch, accumulation=accumulation), among)
+    shared = settings_for("tiny", batch_size=batch, accumulation=accumulation).share(among)
     assert shared == expected and shared[0] * shared[1] * among == batch * accumulation
 
 
 def test_rows_that_cannot_be_shared_are_said():
     with pytest.raises(SettingsError, match=r"8 x 1 rows .* among 3 processes; make one of the two a multiple of 3"):
-        share(settings_for("tiny"), 3)
+        settings_for("tiny").share(3)
 
 
 @pytest.mark.parametrize(

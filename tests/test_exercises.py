@@ -8,8 +8,8 @@ import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
-from helpers import inference, records
-from helpers.data import IGNORED
+from helpers import models, records
+from helpers.device import plan
 from helpers.engine.updates import base_tensor
 from helpers.exercises import (
     Verdict,
@@ -29,9 +29,8 @@ from helpers.exercises import inference as using
 from helpers.exercises.scenes import FAULTS, case, fresh
 from helpers.headless.parameters import find_notebooks
 from helpers.memory import SHAPES, lora_parameters
-from helpers.models import plan
-from helpers.settings import ROOT, settings_for
-from helpers.sources.base_models import base_folder
+from helpers.settings import IGNORED, ROOT, settings_for
+from helpers.sources import resolve
 
 import matplotlib
 import nbformat
@@ -179,7 +178,7 @@ def pretend(monkeypatch, **fields) -> dict:
 
 
 def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypatch):
-    shape = plan(tiny).shape
+    shape = plan(tiny, resolve(tiny).shape).shape
 
     def config(**changes):
         return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
@@ -211,7 +210,7 @@ def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypa
 
 
 def test_03_wrong_answers_are_told_why(tiny, data, tmp_path, monkeypatch):
-    weight = base_tensor(base_folder(tiny), "model.layers.0.self_attn.q_proj.weight")
+    weight = base_tensor(resolve(tiny).folder, "model.layers.0.self_attn.q_proj.weight")
     assert "rest rounds it away" in training.half_move(1e-7, weight=weight).message
     assert "smaller" in training.half_move(1e-2, weight=weight).message
     assert training.stops_at(0.03125, rate=1e-4).state == "right"
@@ -256,7 +255,7 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     assert "would be cut" in using.room_to_answer(3, **given).message
 
     def load():
-        return inference.load_trained(runs.settings("lora")).eval()
+        return models.load_trained(runs.settings("lora")).eval()
 
     prompts = [e.prompt for e in data.test[:4]]
     everything = using.padded_right(range(4), load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
@@ -466,7 +465,7 @@ def test_10_shows_each_symptom_and_the_guard_that_names_it(series):
     scenes = {int(re.match(r"## (\d+)", text)[1]): text for text in scenes[1:]}
     assert len(scenes) >= 10 and all("**Your guess?**" in text and "<summary>Hint" in text for text in scenes.values())
     caught = {1: "full trains everything", 2: "EOS in the batch", 3: "EOS supervised", 4: "fresh base",
-              5: "trained weights moved", 6: "one BOS", 7: "one device", 8: "train and test are disjoint"}  # fmt: skip
+              5: "trained weights changed", 6: "one BOS", 7: "one device", 8: "train and test are disjoint"}  # fmt: skip
     for number, name in caught.items():
         assert f"GuardError: {name}" in scenes[number], number
     assert "largest difference of the two curves: 0.0\n" in scenes[1]

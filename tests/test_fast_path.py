@@ -1,13 +1,14 @@
 """The fast path gives the plain path's results: packed rows, the loss, the kernel's interface, the optimizer's masters."""
 
 from helpers.batches import Collator, training_order
-from helpers.data import IGNORED, fingerprint
+from helpers.data import fingerprint
 from helpers.engine import attention
 from helpers.engine.loss import HeadLoss, supervised_nll
 from helpers.guards import GuardError, batch_is_supervised
 from helpers.models import load_base
 from helpers.optimizer import AdamW
-from helpers.settings import settings_for
+from helpers.settings import IGNORED, settings_for
+from helpers.sources import resolve
 from helpers.training import TrainingError, train
 
 import pytest
@@ -66,7 +67,7 @@ def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_rows(data, tiny, 
     longest = max(len(r.input_ids) for r in rows)
     results = []
     for flat in (False, True):
-        model = load_base(settings_for("tiny", "full"), "fp32", impl if flat and impl != "varlen" else "eager")
+        model = load_base(resolve(settings_for("tiny", "full")), "fp32", impl if flat and impl != "varlen" else "eager")
         if flat and impl == "varlen":
             model.set_attn_implementation("varlen")
         batch = collate(rows, Collator(flat, 0, 640 if flat else 1, longest))
@@ -92,7 +93,7 @@ def test_padding_and_eos_of_a_batch_are_checked(data, tokenizer):
 
 
 def test_the_loss_equals_the_models_own_in_value_and_gradient(data):
-    ours, theirs = (load_base(settings_for("tiny", "full"), "fp32") for _ in range(2))
+    ours, theirs = (load_base(resolve(settings_for("tiny", "full")), "fp32") for _ in range(2))
     batch = collate(data.train[:6], Collator(False, 0))
     nll, tokens = supervised_nll(ours, **batch)
     (nll / tokens).backward()

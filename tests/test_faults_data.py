@@ -5,11 +5,11 @@ import shutil
 import socket
 import time
 
-from helpers.data import IGNORED, DataError, Example, encode, prepare
+from helpers.data import Example, encode, prepare
 from helpers.models import load_base
-from helpers.settings import settings_for
+from helpers.settings import IGNORED, settings_for
+from helpers.sources import DataError, ModelError, resolve
 from helpers.sources import hub as helpers_hub
-from helpers.sources.base_models import ModelError, base_folder
 from helpers.sources.files import parse_llama2, read_file
 from helpers.sources.hub import HubError, fetch
 from tests.hub import use
@@ -48,7 +48,7 @@ def test_row_24_text_that_already_holds_special_tokens(tokenizer, model):
     if model == "like llama":  # whose tokenizer writes BOS before every text that it is given
         from tokenizers.processors import TemplateProcessing
 
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(settings_for("tiny")))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(settings_for("tiny")).folder)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
         )
@@ -131,7 +131,7 @@ def test_row_34_unknown_role(tmp_path, tokenizer):
 
 
 def test_row_34_an_order_of_roles_that_the_template_refuses(tokenizer):
-    strict = AutoTokenizer.from_pretrained(base_folder(settings_for("tiny")))
+    strict = AutoTokenizer.from_pretrained(resolve(settings_for("tiny")).folder)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}" + strict.chat_template
     twice = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
     with pytest.raises(DataError, match="f:3: the chat template of this model refuses it: roles must alternate"):
@@ -225,7 +225,9 @@ def test_mutated_files_give_rows_or_a_sentence(case, tmp_path_factory, tokenizer
 @pytest.fixture
 def served(hub, tiny):
     """The stand-in hub with the tiny model and twenty rows, and the two as settings."""
-    shutil.copytree(base_folder(tiny), hub.folder / "models/some/tiny", ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copytree(
+        resolve(tiny).folder, hub.folder / "models/some/tiny", ignore=shutil.ignore_patterns("manifest.json")
+    )
     (hub.folder / "datasets/some/rows/data").mkdir(parents=True)
     pandas.DataFrame(ROWS).to_parquet(hub.folder / "datasets/some/rows/data/train-00000-of-00001.parquet")
     return hub, tiny.change(model="some/tiny", data="some/rows", harder_rows=0)
@@ -247,7 +249,7 @@ def test_row_36_absent_gated_limited_or_silent(served, tokenizer, monkeypatch, f
     hub.faults["*"] = fault
     start = time.monotonic()
     with pytest.raises(ModelError) as of_model:
-        base_folder(settings)
+        resolve(settings)
     with pytest.raises(DataError) as of_data:
         prepare(settings, tokenizer)
     assert time.monotonic() - start < 8
@@ -276,14 +278,14 @@ def test_row_37_prefetched_then_no_request_at_all(served, tokenizer, monkeypatch
     hub, settings = served
     pins = {"revision": hub.commit("models", "some/tiny"), "data_revision": hub.commit("datasets", "some/rows")}
     for chosen in (settings, settings.change(**pins)):  # by branch and by pin
-        load_base(chosen)
+        load_base(resolve(chosen))
         assert prepare(chosen, tokenizer).counts["read"] == 20
     asked = len(hub.requests)
     for fault in (None, "silent", "down"):
         hub.faults = {"*": fault} if fault else {}
-        load_base(settings.change(**pins))
+        load_base(resolve(settings.change(**pins)))
         prepare(settings.change(**pins), tokenizer)
-        load_base(settings)
+        load_base(resolve(settings))
     assert len(hub.requests) == asked > 0
 
 
@@ -297,10 +299,10 @@ def test_row_37_a_dead_port_and_a_silent_socket(monkeypatch, tmp_path, tiny):
         with pytest.raises(
             ModelError, match="no connection to http://127.0.0.1:.*check network and proxy; or set model"
         ):
-            base_folder(tiny.change(model="some/tiny"))  # bound, but nobody listens
+            resolve(tiny.change(model="some/tiny"))  # bound, but nobody listens
         silent.listen()
         with pytest.raises(ModelError, match="gave no answer within 1 seconds"):
-            base_folder(tiny.change(model="some/tiny"))
+            resolve(tiny.change(model="some/tiny"))
         assert time.monotonic() - start < 8
 
 
@@ -310,15 +312,15 @@ def test_row_37_offline_by_the_readers_own_choice(monkeypatch, tmp_path, tiny):
     with pytest.raises(
         ModelError, match="some/tiny is not in the local cache and HF_HUB_OFFLINE is set: unset it once"
     ):
-        base_folder(tiny.change(model="some/tiny"))
+        resolve(tiny.change(model="some/tiny"))
 
 
 def test_row_30_a_damaged_file_in_the_hubs_cache(served):
     """The hub's cache names each large file by its sha256, so that it is its own manifest."""
     _, settings = served
-    file = (base_folder(settings) / "model.safetensors").resolve()
+    file = (resolve(settings).folder / "model.safetensors").resolve()
     file.write_bytes(file.read_bytes()[:-4096] + bytes(4096))
     with pytest.raises(ModelError, match="model.safetensors is missing or damaged: .* run this again to fetch it"):
-        load_base(settings)
+        load_base(resolve(settings))
     file.unlink()
-    load_base(settings)  # as the message says
+    load_base(resolve(settings))  # as the message says

@@ -11,17 +11,16 @@ from dataclasses import replace
 
 from helpers import guards
 from helpers.batches import training_order
-from helpers.device import Device
+from helpers.device import Device, plan
 from helpers.engine import preflight, trainer
 from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, Trainer
 from helpers.guards import GuardError
-from helpers.inference import load_saved, save_model
-from helpers.models import adapter_config, load_adapter, load_base, load_tokenizer, plan, save_adapter
+from helpers.models import adapter_config, load_adapter, load_base, load_saved, load_tokenizer, save_adapter, save_model
 from helpers.settings import ROOT, settings_for
+from helpers.sources import ModelError, resolve
 from helpers.sources import base_models as sources
-from helpers.sources.base_models import ModelError
 from helpers.training import train
 
 import pytest
@@ -88,9 +87,8 @@ def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(unfinished, s
     assert sorted(f.name for f in resumed.folder.iterdir()) == ["adapter", "record.json"]
 
 
-@pytest.mark.parametrize("method", ["full", "adalora"])
+@pytest.mark.parametrize("method", ["full", "dora"])
 def test_every_method_resumes_to_the_same_losses(tmp_path, data, method, monkeypatch):
-    """AdaLoRA keeps the importance of each rank between steps, and full training the whole model."""
     settings = settings_for("tiny", method, runs_dir=str(tmp_path / "a"), max_steps=12)
     expected = losses(train(settings, data))
     settings = settings.change(runs_dir=str(tmp_path / "b"), save_steps=3)
@@ -125,7 +123,7 @@ def save(content, file, *more, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = save
-train(settings, prepare(settings, load_tokenizer(settings)))
+train(settings, prepare(settings, load_tokenizer(resolve(settings))))
 """
 
 
@@ -143,7 +141,7 @@ def test_row_14_killed_in_the_middle_of_a_checkpoint(tmp_path, straight, data, c
 def begin(settings, data, resume: bool = True):
     """What a training of these settings would go on from."""
     rows = [row for batch in training_order(data, settings) for row in batch]
-    given = conditions(settings, rows, plan(settings, max(len(row.input_ids) for row in rows)))
+    given = conditions(settings, rows, plan(settings, resolve(settings).shape, max(len(row.input_ids) for row in rows)))
     return Checkpoints(settings.folder, given).begin(resume)
 
 
@@ -318,7 +316,7 @@ def test_row_25_no_padding_token(copied, tiny, data):
     (copied / "tokenizer_config.json").write_text(json.dumps(kept))
     (copied / sources.MANIFEST).unlink()
     settings = tiny.change(model=str(copied), max_steps=4, runs_dir=str(copied.parent / "runs"))
-    assert load_tokenizer(settings).pad_token is not None
+    assert load_tokenizer(resolve(settings)).pad_token is not None
     assert "EOS in the batch" in {g["name"] for g in train(settings, data).record.guards}
 
 
@@ -334,7 +332,7 @@ def test_row_26_a_training_cell_run_twice(tmp_path, data):
 def test_row_27_the_base_compared_after_lora(tiny, data):
     """Attaching an adapter changes the base object in place; disable_adapter() or a fresh load give it back."""
     ids = torch.tensor([data.test[0].input_ids])
-    base = load_base(tiny, "fp32").eval()
+    base = load_base(resolve(tiny), "fp32").eval()
     before = base(ids).logits
     tuned = get_peft_model(base, adapter_config(tiny)).eval()
     with torch.no_grad():
@@ -344,7 +342,7 @@ def test_row_27_the_base_compared_after_lora(tiny, data):
     assert not torch.allclose(base(ids).logits, before, atol=1e-3)  # "the base" is no longer the base
     with tuned.disable_adapter():
         assert torch.equal(tuned(ids).logits, before)
-    assert torch.equal(load_base(tiny, "fp32").eval()(ids).logits, before)
+    assert torch.equal(load_base(resolve(tiny), "fp32").eval()(ids).logits, before)
 
 
 def other_base(folder, kind: str) -> None:
@@ -363,20 +361,20 @@ def other_base(folder, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["same shape", "shallower", "larger vocabulary"])
 def test_row_28_an_adapter_on_another_base(tmp_path, tiny, copied, kind):
-    save_adapter(get_peft_model(load_base(tiny), adapter_config(tiny)), tiny, tmp_path / "adapter")
+    save_adapter(get_peft_model(load_base(resolve(tiny)), adapter_config(tiny)), tiny, tmp_path / "adapter")
     other_base(copied, kind)
     changed = tiny.change(model=str(copied))
     with pytest.raises(ModelError, match="was trained on tiny .*on another base it would load and answer nonsense"):
-        load_adapter(load_base(changed), changed, tmp_path / "adapter")
+        load_adapter(load_base(resolve(changed)), resolve(changed), tmp_path / "adapter")
 
 
 def test_row_29_a_token_beyond_the_vocabulary(copied, tiny):
-    tokenizer = load_tokenizer(tiny.change(model=str(copied)))
+    tokenizer = load_tokenizer(resolve(tiny.change(model=str(copied))))
     tokenizer.add_tokens([f"<extra{n}>" for n in range(5)])
     tokenizer.save_pretrained(copied)
     (copied / sources.MANIFEST).unlink()
     with pytest.raises(ModelError, match="knows 517 tokens, the model only 512"):
-        load_base(tiny.change(model=str(copied)))
+        load_base(resolve(tiny.change(model=str(copied))))
 
 
 def flip(file) -> None:
@@ -388,21 +386,21 @@ def flip(file) -> None:
 def test_row_30_damaged_weights_of_a_base(copied, tiny):
     flip(copied / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors is missing or damaged"):
-        load_base(tiny.change(model=str(copied)))
+        load_base(resolve(tiny.change(model=str(copied))))
 
 
 def test_row_30_a_missing_file_of_a_base(copied, tiny):
     (copied / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json is missing or damaged"):
-        load_base(tiny.change(model=str(copied)))
+        load_base(resolve(tiny.change(model=str(copied))))
 
 
 def test_row_30_damaged_weights_of_what_was_saved(tmp_path, tiny, tokenizer):
-    save_adapter(get_peft_model(load_base(tiny), adapter_config(tiny)), tiny, tmp_path / "adapter")
+    save_adapter(get_peft_model(load_base(resolve(tiny)), adapter_config(tiny)), tiny, tmp_path / "adapter")
     flip(tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing or damaged"):
-        load_adapter(load_base(tiny), tiny, tmp_path / "adapter")
-    save_model(load_base(tiny), tokenizer, tmp_path / "model")
+        load_adapter(load_base(resolve(tiny)), resolve(tiny), tmp_path / "adapter")
+    save_model(load_base(resolve(tiny)), tokenizer, tmp_path / "model")
     flip(tmp_path / "model/model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors is missing or damaged"):
         load_saved(tmp_path / "model")
@@ -417,13 +415,13 @@ def test_row_30_a_folder_without_a_manifest(copied, tiny):
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="lack model.layers.1.mlp.up_proj.weight"):
-        load_base(tiny.change(model=str(copied)))
+        load_base(resolve(tiny.change(model=str(copied))))
     (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:-1000])
     with pytest.raises(ModelError, match="could not be read as a model"):
-        load_base(tiny.change(model=str(copied)))
+        load_base(resolve(tiny.change(model=str(copied))))
     (copied / "config.json").write_text("{")
     with pytest.raises(ModelError, match="could not be read as a model"):
-        plan(tiny.change(model=str(copied)))
+        plan(tiny.change(model=str(copied)), resolve(tiny.change(model=str(copied))).shape)
 
 
 def test_row_38_a_gpu_that_is_full_already(monkeypatch, tmp_path, tiny):
@@ -431,7 +429,7 @@ def test_row_38_a_gpu_that_is_full_already(monkeypatch, tmp_path, tiny):
     (tmp_path / "rocm-smi").write_text("#!/bin/sh\necho '4711 python 120 GB'\n")
     (tmp_path / "rocm-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    ours = plan(tiny)
+    ours = plan(tiny, resolve(tiny).shape)
     small = replace(ours, device=replace(MI300X, free_memory=1000))
     with pytest.raises(TrainingError) as error:
         preflight.device_memory(small)
@@ -441,15 +439,12 @@ def test_row_38_a_gpu_that_is_full_already(monkeypatch, tmp_path, tiny):
 
 def test_row_38_memory_held_by_others_is_said_where_enough_is_left(monkeypatch, tiny, capsys):
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
-    preflight.device_memory(replace(plan(tiny), device=MI300X))
+    preflight.device_memory(replace(plan(tiny, resolve(tiny).shape), device=MI300X))
     out = capsys.readouterr().out
     assert "100.0 of 192.0 GB of AMD Instinct MI300X are free, 0.0 GB are predicted. Memory is held by" in out
 
 
 def test_row_40_several_gpus_visible(monkeypatch, tiny, tmp_path):
-    with pytest.raises(GuardError, match="split each batch over 8 devices: make one visible"):
-        guards.one_device(8, MI300X)
-    assert guards.one_device(1, MI300X).detail == "cuda:0 (AMD Instinct MI300X), the first of 8 visible"
     real = trainer.SFTConfig
 
     def sees_eight(**options):
@@ -458,4 +453,4 @@ def test_row_40_several_gpus_visible(monkeypatch, tiny, tmp_path):
         return arguments
 
     monkeypatch.setattr(trainer, "SFTConfig", sees_eight)
-    assert trainer._arguments(tiny, tmp_path, plan(tiny)).n_gpu == 1
+    assert trainer._arguments(tiny, tmp_path, plan(tiny, resolve(tiny).shape)).n_gpu == 1

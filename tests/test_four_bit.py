@@ -2,10 +2,11 @@
 
 from helpers.device import describe
 from helpers.doctor import four_bit
-from helpers.inference import load_trained, logits, merge, on_dequantised
+from helpers.inference import logits
 from helpers.memory import NF4_BYTES
-from helpers.models import load_adapter, load_base
+from helpers.models import load_adapter, load_base, load_trained, merge, on_dequantised
 from helpers.settings import settings_for
+from helpers.sources import resolve
 from helpers.training import train
 
 import bitsandbytes
@@ -35,8 +36,8 @@ def test_a_qlora_adapter_is_merged_into_the_numbers_it_was_trained_on(tmp_path, 
     truth = logits(load_trained(settings, "fp32"), ids)
     right = logits(on_dequantised(settings).merge_and_unload(), ids)
     assert torch.allclose(right, truth, atol=1e-4)
-    plain = load_base(settings.change(method="lora"), "fp32")
-    wrong = logits(load_adapter(plain, settings, settings.folder / "adapter").merge_and_unload(), ids)
+    plain = load_base(resolve(settings.change(method="lora")), "fp32")
+    wrong = logits(load_adapter(plain, resolve(settings), settings.folder / "adapter").merge_and_unload(), ids)
     assert (wrong - truth).abs().max() > 100 * (right - truth).abs().max()
     merge(settings, tmp_path / "merged")
     assert not list((tmp_path / "merged").glob("adapter*")) and (tmp_path / "merged/model.safetensors").is_file()

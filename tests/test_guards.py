@@ -8,6 +8,7 @@ from helpers.data import Data, Example
 from helpers.guards import GuardError, WeightWatch
 from helpers.models import adapter_config, load_base
 from helpers.settings import settings_for
+from helpers.sources import resolve
 from helpers.training import train
 
 import pytest
@@ -18,7 +19,7 @@ FULL, LORA = settings_for("tiny", "full"), settings_for("tiny", "lora")
 
 
 def fresh():
-    return load_base(FULL, "fp32")
+    return load_base(resolve(FULL), "fp32")
 
 
 def wrapped(model=None):
@@ -144,6 +145,6 @@ def test_a_missing_eos_a_foreign_token_and_a_leak_are_caught(data, tokenizer):
 
 def test_guards_of_a_good_run_carry_their_numbers(runs):
     names = {g["name"]: g["detail"] for g in runs.lora.record.guards}
-    assert "sha256" in names["frozen weights stood still"]
+    assert "sha256" in names["frozen weights did not change"]
     assert f"{runs.lora.record.training['trainable']:,}" in names["only the adapter is trained"]
     assert "no adapter" in {g["name"]: g["detail"] for g in runs.full.record.guards}["full trains everything"]

@@ -1,12 +1,11 @@
 """Counts against real modules without memory, and predictions against measurements."""
 
-from helpers.data import IGNORED
 from helpers.engine.loss import supervised_nll
 from helpers.guards import count
 from helpers.memory import SHAPES, Shape, lora_parameters, predict, target_names
 from helpers.models import adapter_config
 from helpers.records import load_reference, load_table
-from helpers.settings import settings_for
+from helpers.settings import IGNORED, settings_for
 
 import pytest
 import torch

@@ -2,15 +2,15 @@
 
 from helpers.models import load_adapter, load_base, load_tokenizer
 from helpers.settings import settings_for
+from helpers.sources import ModelError, resolve
 from helpers.sources import base_models as sources
-from helpers.sources.base_models import ModelError
 
 import pytest
 import torch
 
 
 def test_the_base_is_read_anew_each_time(tiny):
-    first, second = load_base(tiny), load_base(tiny)
+    first, second = load_base(resolve(tiny)), load_base(resolve(tiny))
     with torch.no_grad():
         first.model.norm.weight.zero_()
     assert second.model.norm.weight.abs().sum() > 0
@@ -18,17 +18,17 @@ def test_the_base_is_read_anew_each_time(tiny):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_weights_are_loaded_in_the_precision_of_the_arithmetic(method):
-    assert load_base(settings_for("tiny", method), "bf16").dtype == torch.bfloat16
-    assert load_base(settings_for("tiny", method), "fp32").dtype == torch.float32
+    assert load_base(resolve(settings_for("tiny", method)), "bf16").dtype == torch.bfloat16
+    assert load_base(resolve(settings_for("tiny", method)), "fp32").dtype == torch.float32
 
 
 def test_a_model_without_a_chat_template_is_refused(copied, tiny):
     (copied / "chat_template.jinja").unlink()
     (copied / sources.MANIFEST).unlink()
     with pytest.raises(ModelError, match="no chat template"):
-        load_tokenizer(tiny.change(model=str(copied)))
+        load_tokenizer(resolve(tiny.change(model=str(copied))))
 
 
 def test_a_folder_without_an_adapter_says_which_notebook_makes_it(tmp_path, tiny):
     with pytest.raises(ModelError, match="run 02_lora_train"):
-        load_adapter(load_base(tiny), tiny, tmp_path)
+        load_adapter(load_base(resolve(tiny)), resolve(tiny), tmp_path)

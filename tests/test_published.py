@@ -6,7 +6,7 @@ import shutil
 from helpers.data import prepare
 from helpers.models import load_adapter, load_base, load_tokenizer
 from helpers.settings import PINS, settings_for
-from helpers.sources.base_models import ModelError, base_folder, revision_of
+from helpers.sources import ModelError, resolve
 from helpers.sources.files import parse_llama2
 from helpers.training import train
 from tests.hub import Hub
@@ -27,7 +27,7 @@ TURNS = (
 def repositories(tmp_path_factory):
     """Tiny models in two shards with the file names of the real ones, and small Parquet files in place of the data."""
     folder = tmp_path_factory.mktemp("hub")
-    tiny = base_folder(settings_for("tiny"))
+    tiny = resolve(settings_for("tiny")).folder
     for name in (LLAMA2, LLAMA3):
         target = folder / "models" / name
         AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(target, max_shard_size="100KB")
@@ -60,7 +60,7 @@ def hub(repositories, tmp_path, monkeypatch):
 @pytest.mark.parametrize("profile", ["llama2-7b", "llama2-7b-r8", "llama2-7b-r64"])
 def test_the_walkthroughs_train_from_the_hub_at_pinned_revisions(hub, tmp_path, profile):
     settings = settings_for(profile, runs_dir=str(tmp_path), max_steps=4)
-    record = train(settings, prepare(settings, load_tokenizer(settings))).record
+    record = train(settings, prepare(settings, load_tokenizer(resolve(settings)))).record
     assert record.model["revision"] == PINS[LLAMA2] and record.data["revision"] == PINS[GUANACO]
     fetched = [path for _, path, status in hub.requests if "/resolve/" in path]
     assert fetched and all(f"/resolve/{PINS[LLAMA2]}/" in p or f"/resolve/{PINS[GUANACO]}/" in p for p in fetched)
@@ -71,7 +71,7 @@ def test_the_walkthroughs_train_from_the_hub_at_pinned_revisions(hub, tmp_path, 
 
 def test_guanaco_rows_become_messages_and_render_back_without_a_doubled_token(hub):
     settings = settings_for("llama2-7b")
-    tokenizer = load_tokenizer(settings)
+    tokenizer = load_tokenizer(resolve(settings))
     data = prepare(settings, tokenizer)
     texts = {TURNS[n % 2].format(n=n) for n in range(60)}
     for row in data.train + data.test + data.validation:
@@ -85,7 +85,7 @@ def test_guanaco_rows_become_messages_and_render_back_without_a_doubled_token(hu
 
 def test_metamath_is_scored_and_rewordings_of_one_question_stay_together(hub):
     settings = settings_for("llama3-8b")
-    data = prepare(settings, load_tokenizer(settings))
+    data = prepare(settings, load_tokenizer(resolve(settings)))
     assert data.scored and data.revision == PINS[METAMATH]
     assert sum(len(rows) for rows in (data.train, data.validation, data.test)) == 40  # one of each three
 
@@ -98,10 +98,10 @@ def serve_as(hub, name: str) -> str:
 def test_a_model_without_a_known_revision_is_resolved_once_and_said(hub, capsys):
     settings = settings_for("llama2-7b", model=serve_as(hub, "someone/Llama-2-7b-chat-copy"))
     assert settings.revision is None
-    found = revision_of(settings)
+    found = resolve(settings).revision
     assert found == hub.commit("models", settings.model) and found in capsys.readouterr().out
     asked = len(hub.requests)
-    assert revision_of(settings) == found and len(hub.requests) == asked
+    assert resolve(settings).revision == found and len(hub.requests) == asked
 
 
 def test_the_gated_original_is_selectable_and_says_what_to_do(hub):
@@ -109,13 +109,13 @@ def test_the_gated_original_is_selectable_and_says_what_to_do(hub):
     assert settings.revision == PINS[settings.model]
     hub.faults[settings.model] = "gated"
     with pytest.raises(ModelError, match="is gated: accept its terms on .*, then log in with `hf auth login`"):
-        base_folder(settings)
+        resolve(settings)
 
 
 def test_an_adapter_of_the_other_profile_is_refused(hub, tmp_path):
     first, other = settings_for("llama2-7b", runs_dir=str(tmp_path), max_steps=4), settings_for("tiny")
-    trained = train(first, prepare(first, load_tokenizer(first)))
+    trained = train(first, prepare(first, load_tokenizer(resolve(first))))
     said = json.loads((trained.folder / "adapter/base.json").read_text())
     assert said["revision"] == PINS[LLAMA2]
     with pytest.raises(ModelError, match=f"was trained on {LLAMA2}"):
-        load_adapter(load_base(other), other, trained.folder / "adapter")
+        load_adapter(load_base(resolve(other)), resolve(other), trained.folder / "adapter")

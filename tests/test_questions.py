@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 
-from helpers.sources.questions import FAMILIES, HELD_OUT_FAMILY, answer_of, make_splits
+from helpers.sources import answer_of, make_splits
+from helpers.sources.questions import FAMILIES, HELD_OUT_FAMILY
 
 import pytest
 

@@ -3,7 +3,8 @@
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from helpers.inference import generate, load_saved, merge
+from helpers.inference import generate
+from helpers.models import load_saved, merge
 from helpers.publish.serving import ServingError, serving, vllm_command
 from helpers.settings import settings_for
 

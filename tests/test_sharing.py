@@ -2,7 +2,7 @@
 
 import json
 
-from helpers.inference import merge
+from helpers.models import merge
 from helpers.publish.sharing import SharingError, model_card, publish
 from helpers.settings import settings_for
 from tests.hub import READ_TOKEN, TOKEN, Hub

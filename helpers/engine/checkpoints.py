@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from helpers.data import fingerprint
+from helpers.device import Plan
 from helpers.engine.preflight import TrainingError, disk_space, whole
-from helpers.models import Plan, adapter_config, folder_sizes
-from helpers.records import CHECKPOINTS, FILE_NAME, write_atomically
+from helpers.models import adapter_config, folder_sizes
+from helpers.records import CHECKPOINTS, write_atomically
 from helpers.settings import Settings, shown
-from helpers.sources.base_models import base_fingerprint, base_folder, sha256
+from helpers.sources import Base, sha256
 
 import torch
-from peft import AdaLoraModel
 from safetensors.torch import load_file, save_file
 
 SEAL = "checkpoint.json"
@@ -30,17 +29,20 @@ WEIGHTS = "trained.safetensors"
 # settings that change neither the weights nor the losses of a training
 IRRELEVANT = {"save_steps", "max_new_tokens", "eval_batch_size", "runs_dir", "devices", "report_to"}
 ADAPTER = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "init_lora_weights")  # PEFT fills in others
-ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA remembers of each weight's importance
 
 
-def conditions(settings: Settings, rows: list, ours: Plan, adapter=None) -> dict:
-    """All that decides the losses of a run: a checkpoint of anything else must not be gone on from."""
+def conditions(settings: Settings, base: Base, rows: str, plan: Plan, adapter=None) -> dict:
+    """All that decides the losses of a run: a checkpoint of any other run cannot be resumed.
+
+    Args:
+        rows: the fingerprint of the rows in their order.
+    """
     facts = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in IRRELEVANT}
-    facts |= {name: choice["value"] for name, choice in ours.decisions.items()}
-    facts |= {"base weights": base_fingerprint(base_folder(settings)), "rows and their order": fingerprint(rows)}
+    facts |= {name: choice["value"] for name, choice in plan.decisions.items()}
+    facts |= {"base weights": base.fingerprint, "rows and their order": rows}
     if settings.adapter:
         chosen = adapter or adapter_config(settings)
-        facts |= {f"adapter's {name}": getattr(chosen, name) for name in ADAPTER}
+        facts |= {f"adapter's {name}": getattr(chosen, name, None) for name in ADAPTER}
     return facts
 
 
@@ -58,30 +60,27 @@ class Checkpoints:
     """The checkpoints of one run. ``passed_over`` says which were not used and why."""
 
     def __init__(self, run: Path, conditions: dict):
-        self.run, self.folder, self.conditions = run, run / CHECKPOINTS, conditions
+        self.folder, self.conditions = run / CHECKPOINTS, conditions
         self.passed_over: list[str] = []
 
     def begin(self, resume: bool) -> Checkpoint | None:
-        """Find the newest whole checkpoint of an unfinished run, and clear the run's folder of everything else.
+        """The newest whole checkpoint of an unfinished run; all others are removed. A finished result stays as it is.
 
         Raises:
-            TrainingError: if it belongs to a run that was given something else.
+            TrainingError: if it belongs to a run with other settings.
         """
-        unfinished = resume and not (self.run / FILE_NAME).exists()
-        found = self._newest() if unfinished else None
-        (self.run / FILE_NAME).unlink(missing_ok=True)  # first: a record must never lie beside another run's files
-        kept = found.folder if found else None
-        for entry in [*self.run.glob("*"), *self.folder.glob("*")]:
-            if entry not in (kept, self.folder):
+        newest = self._newest() if resume else None
+        for entry in self.folder.glob("*"):
+            if not newest or entry != newest.folder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         for reason in self.passed_over:
             print(f"passed over: {reason}")
-        if found:
-            print(f"going on after step {found.step}, from {shown(found.folder)}")
+        if newest:
+            print(f"resuming after step {newest.step}, from {shown(newest.folder)}")
         elif self.passed_over:
-            print("no whole checkpoint is left: starting anew")
-        return found
+            print("no whole checkpoint is left: starting again from step 0")
+        return newest
 
     def _newest(self) -> Checkpoint | None:
         steps = [int(f.name.rpartition("-")[2]) for f in self.folder.glob("checkpoint-*") if f.name[11:].isdigit()]
@@ -99,9 +98,9 @@ class Checkpoints:
             ]
             if changed:
                 raise TrainingError(
-                    f"{shown(self.folder)} holds the checkpoints of an unfinished run that was given something else: "
-                    f"{'; '.join(changed[:4])}. Set that back to go on with it, or delete the folder (or call "
-                    "train(..., resume=False)) to start anew"
+                    f"{shown(self.folder)} holds the checkpoints of an unfinished run with other settings: "
+                    f"{'; '.join(changed[:4])}. Set that back to resume it, or delete the folder (or call "
+                    "train(..., resume=False)) to start again"
                 )
             return Checkpoint(folder, step, seal["steps"], seal["seconds"])
         return None
@@ -114,7 +113,7 @@ class Checkpoints:
             TrainingError: if there is too little room, or the checkpoint could not be written; it is removed then.
         """
         folder = self.folder / f"checkpoint-{steps[-1]['step']}"
-        disk_space(self.folder, size(model), folder.name)
+        disk_space(self.folder, checkpoint_size(model), folder.name)
         shutil.rmtree(folder, ignore_errors=True)
         with whole(folder):
             yield
@@ -145,44 +144,29 @@ def _read(folder: Path) -> tuple[dict, str | None]:
     return seal, None
 
 
-def size(model) -> int:
+def checkpoint_size(model) -> int:
     """Predicted bytes of a checkpoint: the trained weights, two AdamW states of each, fp32 masters, and a little."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return sum(p.numel() * (p.element_size() + (8 if p.element_size() == 4 else 12)) for p in trained) + 1_000_000
 
 
 def save_trained(model, folder: Path) -> None:
-    """Write the weights that are trained, as they are trained, and what AdaLoRA knows of their importance."""
-    tensors = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-    if isinstance(getattr(model, "base_model", None), AdaLoraModel):
-        for kind in ALLOCATOR:
-            known = getattr(model.base_model.rankallocator, kind)
-            tensors |= {f"{kind}/{name}": value for name, value in known.items()}
-        pattern = model.active_peft_config.rank_pattern or {}
-        tensors |= {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+    """Write the weights that are trained, as they are trained."""
+    tensors = {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS)
 
 
-def load_trained(model, folder: Path) -> None:
-    """Put the weights of a checkpoint into the model that is about to be trained on.
+def load_trained_weights(model, folder: Path) -> None:
+    """Put the weights of a checkpoint into the model that will be trained further.
 
     Raises:
         TrainingError: if the checkpoint holds other weights than the model trains.
     """
     tensors = load_file(folder / WEIGHTS)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    if trained.keys() != {name for name in tensors if "/" not in name}:
-        raise TrainingError(f"{shown(folder)} holds other weights than this model trains; delete it to start anew")
+    if trained.keys() != tensors.keys():
+        raise TrainingError(f"{shown(folder)} holds other weights than this model trains; delete it to start again")
     with torch.no_grad():
         for name, value in trained.items():
             value.copy_(tensors[name])
-    if isinstance(getattr(model, "base_model", None), AdaLoraModel):
-        parts = {kind: {} for kind in (*ALLOCATOR, "rank_pattern")}
-        for name, value in tensors.items():
-            kind, found, of = name.partition("/")
-            if found:
-                parts[kind][of] = value.tolist() if kind == "rank_pattern" else value.to(trained[of].device)
-        for kind in ALLOCATOR:
-            setattr(model.base_model.rankallocator, kind, parts[kind])
-        model.active_peft_config.rank_pattern = parts["rank_pattern"]

@@ -6,12 +6,16 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from helpers import quiet
 from helpers.batches import training_order
 from helpers.data import Data
-from helpers.device import MemoryMonitor, free_memory, quiet
+from helpers.device import plan
+from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.trainer import collator, fast, make_trainer
-from helpers.models import load_tokenizer, plan, to_train
+from helpers.memory import free_memory
+from helpers.models import load_base, load_tokenizer, to_train
 from helpers.settings import Settings
+from helpers.sources import resolve
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -39,17 +43,18 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
         ``peak`` (bytes, less what was in use before), ``losses`` of all steps and ``chosen``, the decisions.
     """
     settings = settings.change(max_steps=WARM + steps, save_steps=0, warmup_steps=0)
-    order, tokenizer = training_order(data, settings), load_tokenizer(settings)
+    base = resolve(settings)
+    order, tokenizer = training_order(data, settings), load_tokenizer(base)
     longest = max(len(row.input_ids) for batch in order for row in batch)
-    ours, clock = plan(settings, longest), Clock()
-    batches = collator(settings, ours, tokenizer, longest)
+    chosen, clock = plan(settings, base.shape, longest), Clock()
+    batches = collator(settings, chosen, tokenizer, longest)
     free_memory()
-    with TemporaryDirectory() as folder, MemoryMonitor(ours.device) as monitor, quiet():
-        model = ours.load(settings)
+    with TemporaryDirectory() as folder, MemoryMonitor(chosen.device) as monitor, quiet():
+        model = load_base(base, **chosen.loading, four_bit=settings.method == "qlora")
         set_seed(settings.seed)
-        model = to_train(model, settings, ours.value("precision"))
-        with fast(model, ours):
-            trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path(folder), [clock])
+        model = to_train(model, settings, chosen.value("precision"))
+        with fast(model, chosen):
+            trainer = make_trainer(model, settings, chosen, order, tokenizer, batches, Path(folder), [clock])
             trainer.monitor = monitor
             trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -60,7 +65,7 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
     return {
         "tokens_per_second": real / (clock.ends[-1] - clock.ends[WARM - 1]), "tokens_per_step": real / steps,
         "padding": 1 - real / worked, "peak": monitor.result()["peak"], "losses": losses,
-        "chosen": {name: choice["value"] for name, choice in ours.decisions.items()},
+        "chosen": {name: choice["value"] for name, choice in chosen.decisions.items()},
     }  # fmt: skip
 
 

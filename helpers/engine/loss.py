@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from types import MethodType
 
-from helpers.data import IGNORED
 from helpers.memory import LOGITS_CHUNK
+from helpers.settings import IGNORED
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,8 @@ def supervised_nll(model, input_ids, labels, **inputs) -> tuple[torch.Tensor, in
     if hidden.device.type == "cpu":
         spare = -tokens % ROUND_TO
         states, targets = F.pad(states, (0, 0, 0, spare)), F.pad(targets, (0, spare), value=IGNORED)
-    return HeadLoss.apply(states, base.get_output_embeddings().weight, targets), tokens
+    head = base.get_output_embeddings().weight
+    return HeadLoss.apply(states, head if torch.is_grad_enabled() else head.detach(), targets), tokens
 
 
 def supervise(model) -> None:

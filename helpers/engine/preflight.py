@@ -1,25 +1,19 @@
-"""What is checked before a training starts, and what is said when a device or a disk has too little room."""
+"""Checks before a training starts, and the words for a device or a disk with too little room."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.device import GB, is_out_of_memory
-from helpers.models import Plan
+from helpers.device import Plan
+from helpers.memory import GB, is_out_of_memory
 from helpers.settings import shown
 
 import torch
 
-OWNERS = {  # how the vendors' tools list the processes that hold memory of a GPU
-    "amd-smi": ["amd-smi", "process"],
-    "rocm-smi": ["rocm-smi", "--showpids"],
-    "nvidia-smi": ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"],
-}
 WAYS_OUT = (
     "Ways out: a smaller batch_size with more accumulation (same result), checkpointing=True (slower, fewer "
     "activations), or a method with fewer trained weights (lora, then qlora)"
@@ -30,38 +24,38 @@ class TrainingError(RuntimeError):
     """Training that cannot start or had to stop; the message says at which step and why."""
 
 
-def split(ours: Plan) -> str:
+def split(plan: Plan) -> str:
     """The predicted memory by part, in GB, as one clause."""
-    parts = {name: size for name, size in ours.predicted.to_dict().items() if size > 0.05 * GB or name == "total"}
+    parts = {name: size for name, size in plan.predicted.to_dict().items() if size > 0.05 * GB or name == "total"}
     return ", ".join(f"{name} {size / GB:.1f}" for name, size in parts.items())
 
 
 def owners() -> str:
-    """Who holds memory of the GPU: the lines of the first vendor's tool that answers, and what this process holds."""
-    lines = [f"this process ({os.getpid()}): {torch.cuda.memory_reserved() / GB:.1f} GB"]
-    for tool, command in OWNERS.items():
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if shutil.which(tool):
-                done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors="replace")
-                if not done.returncode and done.stdout.strip():
-                    return "\n  ".join(lines + done.stdout.strip().splitlines()[:20])
-    return "\n  ".join([*lines, "no vendor's tool lists the others: see rocm-smi --showpids or nvidia-smi"])
+    """Which processes hold memory of the GPU, as far as torch can tell, and what this one holds."""
+    here = f"this process ({os.getpid()}): {torch.cuda.memory_reserved() / GB:.1f} GB"
+    try:
+        listed = torch.cuda.list_gpu_processes().splitlines()  # asks amdsmi or NVML, if its package is installed
+    except Exception as error:
+        listed = [
+            f"the other processes are not known ({str(error).splitlines()[0]}): see amd-smi process or nvidia-smi"
+        ]
+    return "\n  ".join([here, *listed[:20]])
 
 
-def device_memory(ours: Plan) -> None:
+def device_memory(plan: Plan) -> None:
     """Compare the free memory of a GPU with the predicted peak, and show who holds the rest where that is much.
 
     Raises:
         TrainingError: if the peak would clearly not fit; a CPU is let through, since it can swap.
     """
-    device, needed = ours.device, ours.predicted.total
+    device, needed = plan.device, plan.predicted.total
     if device.kind == "cpu":
         return
     held = device.total_memory - device.free_memory
     room = f"{device.free_memory / GB:.1f} of {device.total_memory / GB:.1f} GB of {device.name} are free"
     if needed > 1.1 * device.free_memory:  # a prediction somewhat too high must not stop a run
         raise TrainingError(
-            f"{room}, predicted are (GB) {split(ours)}. {WAYS_OUT}. Memory is held by:\n  {owners()}\n"
+            f"{room}, predicted are (GB) {split(plan)}. {WAYS_OUT}. Memory is held by:\n  {owners()}\n"
             "End what you do not need; a notebook gives its own back when its kernel is restarted"
         )
     if held > 0.05 * device.total_memory:
@@ -103,7 +97,7 @@ def whole(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explaining_memory(ours: Plan) -> Iterator[None]:
+def explaining_memory(plan: Plan) -> Iterator[None]:
     """Turn running out of memory into the predicted split and three ways out; other errors keep their own words.
 
     Raises:
@@ -115,6 +109,6 @@ def explaining_memory(ours: Plan) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"the device ran out of memory: {ours.device.free_memory / GB:.1f} GB were free, predicted were (GB) "
-            f"{split(ours)}. {WAYS_OUT}"
+            f"the device ran out of memory: {plan.device.free_memory / GB:.1f} GB were free, predicted were (GB) "
+            f"{split(plan)}. {WAYS_OUT}"
         ) from None

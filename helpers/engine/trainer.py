@@ -1,40 +1,42 @@
-"""TRL's SFTTrainer with this project's loss, optimizer, batches and kernels. The only module that imports trl."""
+"""TRL's SFTTrainer with this project's loss, optimizer, batches and kernels. The only module of the engine that imports trl."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
 
-from helpers import records
 from helpers.batches import Collator
-from helpers.device import MemoryMonitor
+from helpers.device import Plan
 from helpers.engine import attention, distributed
-from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained, save_trained
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
 from helpers.engine.loss import supervise
+from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
-from helpers.models import Plan
 from helpers.optimizer import AdamW
+from helpers.records import CHECKPOINTS
 from helpers.settings import Settings
 
 import torch
 from datasets import Dataset
-from peft import AdaLoraModel, PeftModel
+from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with this project's loss, optimizer and phase marks; what to train on comes collated.
+    """SFTTrainer with this project's loss, optimizer and phase marks; its rows come collated.
 
-    TRL's own loss would run the output head on every token, and in fp32 off the GPU. The value is the same.
+    The loss has the value of TRL's own. It is computed on supervised tokens only, and keeps no logits for the backward pass.
     """
 
     monitor: MemoryMonitor | None = None
     checkpoints: Checkpoints | None = None
     log_of: Steps | None = None
+    processes: int = 1
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -47,7 +49,7 @@ class Trainer(SFTTrainer):
         if torch.is_tensor(num_items_in_batch):  # a sharded model casts floats that it is given to bf16: 299 to 300
             num_items_in_batch = num_items_in_batch.long()
         loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
-        loss = loss * distributed.processes()  # whose gradients are averaged, though the tokens are counted over all
+        loss = loss * self.processes  # their gradients are averaged, though the tokens are counted over all
         if self.monitor:
             self.monitor.mark("backward")
         return loss
@@ -66,13 +68,13 @@ class Trainer(SFTTrainer):
         begun = time.perf_counter()
         with self.checkpoints.saving(self.model, self.log_of.steps, self.log_of.elapsed()):
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # past TRL's own, which adds a model card each time
-        self.log_of.start += time.perf_counter() - begun  # saving is no training: speeds are compared without it
+        self.log_of.start += time.perf_counter() - begun  # saving is not training: speeds are compared without it
 
     def _save(self, output_dir=None, state_dict=None):
         save_trained(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_trained(self.model, Path(resume_from_checkpoint))
+        load_trained_weights(self.model, Path(resume_from_checkpoint))
 
 
 class Steps(TrainerCallback):
@@ -96,11 +98,6 @@ class Steps(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         self.held = self.held or distributed.held(model, optimizer)
-        if isinstance(getattr(model, "base_model", None), AdaLoraModel):  # it moves ranks to where they help most
-            model.base_model.update_and_allocate(state.global_step + 1)
-            for name, weight in model.named_parameters():
-                if "lora_E" in name:
-                    getattr(optimizer, "optimizer", optimizer).follow(weight)
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs:
@@ -118,70 +115,106 @@ class Steps(TrainerCallback):
         self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
-def keeps_checkpoints(settings: Settings) -> bool:
+def tensorboard(settings: Settings) -> TrainerCallback:
+    """The callback that writes events for `tensorboard --logdir runs/<profile>/tensorboard`."""
+    from torch.utils.tensorboard import SummaryWriter  # slow, and only needed here
+    from transformers.integrations import TensorBoardCallback
+
+    folder = settings.series_folder / "tensorboard" / settings.folder.name
+    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier run would be drawn into the same curve
+    return TensorBoardCallback(SummaryWriter(folder))
+
+
+def keeps_checkpoints(settings: Settings, processes: int) -> bool:
     """A run that ends before its first checkpoint is due keeps none; nor does one of several processes."""
-    return 0 < settings.save_steps < settings.max_steps and distributed.processes() == 1
+    return 0 < settings.save_steps < settings.max_steps and processes == 1
 
 
-def _arguments(settings: Settings, folder: Path, ours: Plan) -> SFTConfig:
-    _, accumulation = distributed.share(settings)
-    keeps = keeps_checkpoints(settings)
+def _arguments(settings: Settings, folder: Path, plan: Plan) -> SFTConfig:
+    keeps = keeps_checkpoints(settings, plan.world.size)
     arguments = SFTConfig(
-        output_dir=str(folder / records.CHECKPOINTS), max_steps=settings.max_steps, seed=settings.seed,
-        per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,  # one micro-batch of rows
+        output_dir=str(folder / CHECKPOINTS),
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        per_device_train_batch_size=1,  # one micro-batch of rows
+        gradient_accumulation_steps=settings.share(plan.world.size)[1],
         ddp_find_unused_parameters=False,  # every adapter weight is used in every step
-        learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
-        warmup_steps=min(settings.warmup_steps, max(settings.max_steps // 4, 1)) if settings.warmup_steps else 0,
-        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        bf16=False, fp16=False,  # no autocast: the weights are in the precision of the arithmetic already
-        use_cpu=ours.device.kind == "cpu", gradient_checkpointing=ours.value("checkpointing"),
-        max_length=None, shuffle_dataset=False, train_sampling_strategy="sequential", remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, logging_nan_inf_filter=False,
-        save_strategy="steps" if keeps else "no", save_steps=settings.save_steps or 1, save_total_limit=2,
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=ours.device.kind != "cpu",
-    )  # fmt: skip
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process, never a hidden DataParallel
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=min(settings.warmup_steps, settings.max_steps // 4),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=False,  # no autocast: the weights are in the precision of the arithmetic already
+        fp16=False,
+        use_cpu=plan.device.kind == "cpu",
+        gradient_checkpointing=plan.value("checkpointing"),
+        max_length=None,
+        shuffle_dataset=False,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if keeps else "no",
+        save_steps=settings.save_steps or 1,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=plan.device.kind != "cpu",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device for each process, never a hidden DataParallel
     return arguments
 
 
-def collator(settings: Settings, ours: Plan, tokenizer, longest: int) -> Collator:
-    """How the rows of a micro-batch are laid out for the attention that was chosen."""
-    flat = ours.value("attention") == attention.NAME or settings.batch_tokens is not None
+def collator(settings: Settings, plan: Plan, tokenizer, longest: int) -> Collator:
+    """How the rows of a micro-batch are laid out for the chosen attention."""
+    flat = plan.value("attention") == attention.NAME or settings.batch_tokens is not None
     # few shapes: oneDNN keeps a kernel for each on a CPU, torch.compile makes its kernels anew for each
-    multiple = settings.batch_tokens or (8 if ours.device.kind == "cpu" else 1)
+    multiple = settings.batch_tokens or (8 if plan.device.kind == "cpu" else 1)
     return Collator(flat, tokenizer.pad_token_id, multiple, longest)
 
 
-def make_trainer(model, settings, ours: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
+def make_trainer(model, settings, plan: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
     rows = [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in order]
-    return Trainer(
-        model=model, args=_arguments(settings, folder, ours), train_dataset=Dataset.from_dict({"rows": rows}),
-        data_collator=batches, processing_class=tokenizer, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, folder, plan),
+        train_dataset=Dataset.from_dict({"rows": rows}),
+        data_collator=batches,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.processes = plan.world.size
+    return trainer
 
 
 @contextlib.contextmanager
-def fast(model, ours: Plan):
+def fast(model, plan: Plan):
     """The chosen kernels in place while the model trains, and transformers' own again afterwards."""
-    usual = model.config._attn_implementation
+    attention_before = model.config._attn_implementation
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     code = vars(sys.modules[type(base).__module__])
-    plain = dict(code)
-    if ours.value("kernels") == "liger":
-        logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells of each backend that is not there
+    code_before = dict(code)
+    forwards = {module: vars(module).get("forward") for module in base.modules()}
+    if plan.value("kernels") == "liger":
+        logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns about missing backends
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
-    layers = base.get_decoder().layers if ours.value("compile") else []
+    layers = base.get_decoder().layers if plan.value("compile") else []
     try:
-        if ours.value("attention") == attention.NAME:
+        if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
         for layer in layers:
             layer.compile()
         yield
     finally:
-        model.set_attn_implementation(usual)
-        code.update(plain)  # Liger replaces classes and functions for every model that is made after
+        model.set_attn_implementation(attention_before)
+        code.update(code_before)  # Liger replaces classes and functions for every model that is made after,
+        for module, forward in forwards.items():  # and the forward pass of each norm and MLP of this one
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
         for layer in layers:
             layer._compiled_call_impl = None

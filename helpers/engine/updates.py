@@ -12,8 +12,6 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 def base_tensor(folder: Path, name: str) -> torch.Tensor:
     """One weight out of a base model's safetensors files, in fp32.
@@ -28,23 +26,13 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
     raise KeyError(f"{name} is in no *.safetensors file of {folder}")
 
 
-def _delta(model, folder: Path, name: str, exact: dict) -> torch.Tensor | None:
-    if isinstance(model, PeftModel):
-        module = model.get_base_model().get_submodule(name)
-        if not hasattr(module, "get_delta_weight"):
-            return None
-        return module.get_delta_weight(module.active_adapters[0]).float()
-    weight = exact.get(f"{name}.weight", model.get_submodule(name).weight)
-    return weight.detach().float() - base_tensor(folder, f"{name}.weight").to(weight.device)
-
-
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
-    """Singular values of the update of each linear type in a few decoder layers, spread from first to last.
+    """Singular values of the update of each linear layer in a few decoder blocks, spread from first to last.
 
     Args:
         model: the tuned model, full or with its adapter, before it is merged.
         folder: of the base model.
-        layers: how many decoder layers to look at.
+        layers: how many decoder blocks to look at.
         exact: trained weights by name where they are known to more digits than the model holds.
 
     Returns:
@@ -52,28 +40,43 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
         ranks, ``energy`` (the share of the squared Frobenius norm that the best product of each rank holds,
         Eckart and Young 1936) and ``relative_norm`` (of the update against the base weight).
     """
-    total = model.config.num_hidden_layers
-    chosen = (
-        sorted({round(i * (total - 1) / max(layers - 1, 1)) for i in range(layers)}) if layers > 1 else [total // 2]
-    )
-    found = []
-    for index in chosen:
-        for kind in LINEARS:
-            block = "self_attn" if kind in LINEARS[:4] else "mlp"
-            name = f"model.layers.{index}.{block}.{kind}"
-            with torch.no_grad():
-                delta = _delta(model, folder, name, exact or {})
-                if delta is None:
-                    continue
-                values = torch.linalg.svdvals(delta)
-                squared = values.double() ** 2
-                energy = (squared.cumsum(0) / squared.sum().clamp_min(1e-300)).tolist()
-                norm = (delta.norm() / base_tensor(folder, f"{name}.weight").norm()).item()
-            ranks = [2**k for k in range(20) if 2**k <= len(values)]
-            ranks += [len(values)] * (ranks[-1] != len(values))
-            found.append({
-                "layer": f"{index}.{kind}", "ranks": ranks, "relative_norm": float(f"{norm:.4g}"),
-                "singular_values": [float(f"{values[r - 1].item():.4g}") for r in ranks],
-                "energy": [round(energy[r - 1], 5) for r in ranks],
-            })  # fmt: skip
-    return found
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = {module: name for name, module in base.named_modules()}
+    blocks = max((m for m in base.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    last = len(blocks) - 1
+    chosen = {round(i * last / (layers - 1)) for i in range(layers)} if layers > 1 else {(last + 1) // 2}
+    updates = []
+    for index in sorted(chosen):
+        for name, layer in blocks[index].named_modules():
+            delta = _delta(layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {})
+            if delta is not None:
+                before = base_tensor(folder, f"{names[layer]}.weight").norm()
+                updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before))
+    return updates
+
+
+def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> torch.Tensor | None:
+    """The update of one layer's weight in fp32; None for a layer that has no linear weight of its own, or no adapter."""
+    with torch.no_grad():
+        if adapted:
+            return (
+                layer.get_delta_weight(layer.active_adapters[0]).float() if hasattr(layer, "get_delta_weight") else None
+            )
+        if not isinstance(layer, torch.nn.Linear):
+            return None
+        weight = exact.get(name, layer.weight).detach().float()
+        return weight - base_tensor(folder, name).to(weight.device)
+
+
+def _spectrum(delta: torch.Tensor, before: torch.Tensor) -> dict:
+    values = torch.linalg.svdvals(delta)
+    squared = values.double() ** 2
+    energy = (squared.cumsum(0) / squared.sum().clamp_min(1e-300)).tolist()
+    ranks = [2**k for k in range(20) if 2**k <= len(values)]
+    ranks += [len(values)] * (ranks[-1] != len(values))
+    return {
+        "ranks": ranks,
+        "relative_norm": float(f"{(delta.norm().cpu() / before).item():.4g}"),
+        "singular_values": [float(f"{values[r - 1].item():.4g}") for r in ranks],
+        "energy": [round(energy[r - 1], 5) for r in ranks],
+    }

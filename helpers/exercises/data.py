@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from helpers.data import IGNORED, DataError, Example, encode, prepare
+from helpers.data import Example, encode, prepare
 from helpers.exercises import check, need, number
-from helpers.settings import Settings
+from helpers.settings import IGNORED, Settings
+from helpers.sources import DataError
 
 
 @check

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from helpers.data import IGNORED, Example
-from helpers.device import quiet
+from helpers import quiet
+from helpers.data import Example
 from helpers.exercises import check, need, number
+from helpers.settings import IGNORED
 
 import torch
 

@@ -7,11 +7,13 @@ import tempfile
 import textwrap
 from dataclasses import replace
 
-from helpers.data import IGNORED, Data, DataError, Example
-from helpers.device import quiet
+from helpers import quiet
+from helpers.data import Data, Example
+from helpers.device import Device
 from helpers.guards import GuardError
 from helpers.models import load_base
-from helpers.settings import Settings
+from helpers.settings import IGNORED, Settings
+from helpers.sources import DataError, resolve
 
 import torch
 from datasets import Dataset
@@ -21,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 def fresh(tiny: Settings, dtype: torch.dtype = torch.float32):
     """The tiny model from its files, trained nowhere."""
-    return load_base(tiny, "fp32").to(dtype)
+    return load_base(resolve(tiny), "fp32").to(dtype)
 
 
 def one_family(data: Data, family: str) -> Data:
@@ -106,6 +108,18 @@ def draw(curves: dict[str, list[float]], axes: Axes) -> Axes:
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
+
+
+def one_device(used: int, device: Device) -> None:
+    """Refuse a trainer that would split each batch over several devices (a hidden DataParallel).
+
+    Raises:
+        GuardError: says how many.
+    """
+    if used > 1:
+        raise GuardError(
+            f"one device: the trainer would split each batch over {used} devices, not use {device.name} alone"
+        )
 
 
 def ask(guard, *arguments) -> None:

@@ -7,9 +7,11 @@ from statistics import mean
 
 from helpers.batches import training_order
 from helpers.data import Data, fingerprint
+from helpers.device import plan
 from helpers.exercises import check, need, number
-from helpers.models import load_base, plan
+from helpers.models import load_base
 from helpers.settings import Settings
+from helpers.sources import resolve
 from helpers.training import train
 
 import torch
@@ -19,7 +21,7 @@ from peft import PeftConfig, get_peft_model
 def _wrapped(config, settings: Settings):
     """A fresh base with this adapter on it."""
     need(isinstance(config, PeftConfig), f"this should be a LoraConfig, not {type(config).__name__}.")
-    return get_peft_model(load_base(settings), config)
+    return get_peft_model(load_base(resolve(settings)), config)
 
 
 @check
@@ -81,7 +83,9 @@ def same_step_fewer_activations(changed, *, few: Settings, rows: Data) -> str:
         "the two runs would see different rows. A step has to hold as many as before: batch_size times accumulation.",
     )
     longest = max(len(row.input_ids) for row in orders[0])
-    before, after = (plan(settings, longest).predicted.activations for settings in (few, changed))
+    before, after = (
+        plan(settings, resolve(settings).shape, longest).predicted.activations for settings in (few, changed)
+    )
     share = after / before
     need(share < 0.6, f"{100 * share:.0f} % of the activations are predicted to be left; about half is asked for.")
     first, second = train(few, rows).record, train(changed, rows).record

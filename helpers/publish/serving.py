@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.settings import ROOT, Settings, shown
-from helpers.sources.base_models import base_folder
+from helpers.sources import resolve
 
 HOST = "127.0.0.1"
 
@@ -42,7 +42,7 @@ def vllm_command(settings: Settings, merged: bool) -> str:
         merged: serve the folder ``merged`` of the series; otherwise the base with the run's adapter beside it.
     """
     if settings.model in ("tiny", "smollm2-135m"):
-        base, mount = "/base", f'-v "${{MODELS_DIR:-$PWD/models}}/{base_folder(settings).name}:/base:ro" '
+        base, mount = "/base", f'-v "${{MODELS_DIR:-$PWD/models}}/{resolve(settings).folder.name}:/base:ro" '
     elif Path(settings.model).is_dir():
         base, mount = "/base", f'-v "{settings.model}:/base:ro" '
     else:

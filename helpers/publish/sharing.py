@@ -10,12 +10,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from helpers.comparison import GB, table
+from helpers.comparison import table
+from helpers.memory import GB
 from helpers.models import BASE_FILE, load_tokenizer
 from helpers.records import FILE_NAME, RunRecord, load
 from helpers.settings import Settings
-from helpers.sources.base_models import MANIFEST, SMOLLM2_HUB_ID
-from helpers.sources.hub import explain
+from helpers.sources import MANIFEST, SMOLLM2_HUB_ID, explain, resolve
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -122,7 +122,7 @@ def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -
         ours = shutil.ignore_patterns(MANIFEST, BASE_FILE)  # about the files as they lie here
         upload = Path(shutil.copytree(folder, Path(scratch) / "upload", ignore=ours))
         if not merged:
-            load_tokenizer(settings).save_pretrained(upload)
+            load_tokenizer(resolve(settings)).save_pretrained(upload)
             config = json.loads((upload / "adapter_config.json").read_text(encoding="utf-8"))
             config["base_model_name_or_path"] = hub_id(settings.model)  # not the folder it lay in here
             config["revision"] = record.model["revision"]

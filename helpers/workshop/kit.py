@@ -44,13 +44,13 @@ def fetch(profile: str, kit: Path) -> None:
     """Bring the model and the data of a profile into the folder, and list everything in it with its sha256."""
     os.environ |= environment(kit)  # before the libraries are imported: they read it once
     from helpers.data import read
-    from helpers.sources.base_models import base_folder
+    from helpers.sources import resolve
 
     settings = settings_for(profile)
     kit.mkdir(parents=True, exist_ok=True)
     (kit / MANIFEST).unlink(missing_ok=True)
-    base_folder(settings_for("tiny"))  # for the tests, and for whoever wants to see that the rest works
-    print("model:", base_folder(settings))
+    resolve(settings_for("tiny"))  # for the tests, and for whoever wants to see that the rest works
+    print("model:", resolve(settings).folder)
     print("rows:", {split: len(rows) for split, rows in read(settings)[0].items()})
     files = {name: _sha256(kit / name) for name in _files(kit)}
     write_atomically(kit / MANIFEST, json.dumps({"profile": profile, "files": files}, indent=1))

@@ -13,4 +13,4 @@ settings=${1:?give the settings as JSON, such as '{"profile": "llama2-7b", "meth
 exec "${VENV:-.venv}/bin/torchrun" \
   --nnodes "${NODES:-2}" --nproc-per-node "${GPUS:-8}" \
   --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${JOB:-fine-tuning}" \
-  -m helpers.engine.launch "$settings" --evaluate
+  notebooks/cluster/train.py "$settings" --evaluate

@@ -28,18 +28,18 @@ def theirs(steps: int) -> dict:
     from helpers.data import prepare
     from helpers.engine.ladder import Clock
     from helpers.models import adapter_config, load_tokenizer
-    from helpers.sources.base_models import base_folder
+    from helpers.sources import resolve
 
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     settings = settings_for("small", "lora", max_steps=WARM + steps, warmup_steps=0)
-    tokenizer, clock = load_tokenizer(settings), Clock()
+    tokenizer, clock = load_tokenizer(resolve(settings)), Clock()
     order = training_order(prepare(settings, tokenizer), settings)
     rows = [row for batch in order for row in batch]
     with TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=str(base_folder(settings)), processing_class=tokenizer, peft_config=adapter_config(settings), callbacks=[clock],
+            model=str(resolve(settings).folder), processing_class=tokenizer, peft_config=adapter_config(settings), callbacks=[clock],
             train_dataset=Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}),
             args=SFTConfig(
                 output_dir=folder, max_steps=WARM + steps, per_device_train_batch_size=settings.batch_size, use_cpu=True, seed=0,
@@ -58,13 +58,13 @@ def their_answers() -> dict:
     """Greedy answers one at a time, by transformers as it comes."""
     from helpers.data import prepare
     from helpers.models import load_tokenizer
-    from helpers.sources.base_models import base_folder
+    from helpers.sources import resolve
 
     from transformers import AutoModelForCausalLM
 
     settings = settings_for("small", "lora")
-    tokenizer = load_tokenizer(settings)
-    model = AutoModelForCausalLM.from_pretrained(base_folder(settings), dtype="auto").eval()
+    tokenizer = load_tokenizer(resolve(settings))
+    model = AutoModelForCausalLM.from_pretrained(resolve(settings).folder, dtype="auto").eval()
     asked, replies, start = prepare(settings, tokenizer).test[:QUESTIONS], [], time.perf_counter()
     for example in asked:
         inputs = tokenizer.apply_chat_template(
@@ -82,9 +82,10 @@ def ours(steps: int) -> dict:
     from helpers.data import prepare
     from helpers.engine.ladder import measure
     from helpers.models import load_tokenizer
+    from helpers.sources import resolve
 
     settings = settings_for("small", "lora")
-    found = measure(settings, prepare(settings, load_tokenizer(settings)), steps)
+    found = measure(settings, prepare(settings, load_tokenizer(resolve(settings))), steps)
     return {"tokens_per_second": found["tokens_per_second"], "losses": found["losses"]} | our_answers()
 
 
@@ -93,13 +94,17 @@ def our_answers() -> dict:
     import dataclasses
 
     from helpers.data import prepare
+    from helpers.device import plan
     from helpers.evaluation import evaluate
-    from helpers.models import load_tokenizer, plan
+    from helpers.models import load_base, load_tokenizer
+    from helpers.sources import resolve
 
     settings = settings_for("small", "lora")
-    tokenizer = load_tokenizer(settings)
+    base = resolve(settings)
+    tokenizer = load_tokenizer(base)
     data = prepare(settings, tokenizer)
-    asked, model = dataclasses.replace(data, test=data.test[:QUESTIONS], harder=[]), plan(settings).load(settings)
+    asked = dataclasses.replace(data, test=data.test[:QUESTIONS], harder=[])
+    model = load_base(base, **plan(settings, base.shape).loading)
     start = time.perf_counter()
     replies = [
         reply["reply"] for reply in evaluate(model, tokenizer, asked, settings, replies_kept=QUESTIONS)["replies"]

@@ -1,7 +1,8 @@
 """Draw the figure of README from the reference records: python -m tests.benchmarks.readme_figure"""
 
 from helpers import plotting
-from helpers.comparison import GB, by_method
+from helpers.comparison import by_method
+from helpers.memory import GB
 from helpers.records import load_reference
 from helpers.settings import ROOT
 

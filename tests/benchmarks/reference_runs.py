@@ -46,13 +46,14 @@ def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True
     from helpers.evaluation import evaluate
     from helpers.models import load_tokenizer
     from helpers.settings import settings_for
+    from helpers.sources import resolve
     from helpers.training import measure_base, train
 
     method = changes.pop("method")
     settings = settings_for(
         profile, "lora" if method == "base" else method, runs_dir=str(out / "scratch" / name), **changes
     )
-    data = prepare(settings, load_tokenizer(settings))
+    data = prepare(settings, load_tokenizer(resolve(settings)))
     if method == "base":
         run = measure_base(settings, data)
     else:
@@ -140,12 +141,14 @@ MEMORY_CASES = (
 
 def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.engine.trainer: measured parts beside predicted ones."""
+    from helpers import quiet
     from helpers.batches import training_order
-    from helpers.device import decide, describe, quiet
+    from helpers.device import Plan, decide, describe
     from helpers.engine.trainer import collator, fast, make_trainer
     from helpers.memory import SHAPES, predict
-    from helpers.models import Plan, load_tokenizer
+    from helpers.models import load_tokenizer
     from helpers.settings import settings_for
+    from helpers.sources import resolve
     from tests.benchmarks.speed import data_of, model_for
 
     shape = SHAPES["Llama-2-7B"]
@@ -162,7 +165,7 @@ def memory_case(case: dict) -> dict:
     predicted = predict(shape, **case)
     ours = Plan(describe(), shape, decide(settings, describe(), 0), predicted)
     order = training_order(data_of([case["length"]] * 3 * case["batch"]), settings)
-    tokenizer = load_tokenizer(settings.change(model="tiny"))
+    tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     batches = collator(settings, ours, tokenizer, case["length"])
     with quiet(), fast(model, ours):
         trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path("/tmp/memory7b"), [])
@@ -218,11 +221,11 @@ def shape7b(out: Path, steps: int = 40) -> None:
 
     from helpers.memory import SHAPES
     from helpers.settings import settings_for
-    from helpers.sources.base_models import base_folder
+    from helpers.sources import resolve
     from tests.benchmarks.speed import random_model
 
     folder, rows, rng = Path("/tmp/llama2-7b-random"), Path("/tmp/ragged.jsonl"), random.Random(0)
-    tiny = base_folder(settings_for("tiny"))
+    tiny = resolve(settings_for("tiny")).folder
     random_model(SHAPES["Llama-2-7B"], torch.bfloat16).save_pretrained(folder)
     torch.cuda.empty_cache()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

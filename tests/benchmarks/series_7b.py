@@ -18,11 +18,11 @@ import threading
 import time
 from pathlib import Path
 
-from helpers.device import describe, free_memory
-from helpers.memory import SHAPES
+from helpers.device import describe
+from helpers.memory import SHAPES, free_memory
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, settings_for
-from helpers.sources.base_models import base_folder
+from helpers.sources import resolve
 
 import torch
 
@@ -36,7 +36,7 @@ def make_model(folder: Path, shape: str) -> None:
 
     if (folder / "config.json").is_file():
         return
-    tiny = base_folder(settings_for("tiny"))
+    tiny = resolve(settings_for("tiny")).folder
     config = AutoConfig.from_pretrained(tiny)
     if shape != "tiny":
         s = SHAPES[shape]

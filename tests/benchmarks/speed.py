@@ -18,15 +18,17 @@ import json
 import time
 from pathlib import Path
 
+from helpers import quiet
 from helpers.batches import training_order
 from helpers.data import Data, Example
-from helpers.device import GB, decide, describe, quiet
+from helpers.device import Plan, decide, describe
 from helpers.engine.ladder import Clock
 from helpers.engine.trainer import collator, fast, make_trainer
-from helpers.memory import SHAPES, Shape, predict
-from helpers.models import Plan, load_tokenizer, to_train
+from helpers.memory import GB, SHAPES, Shape, predict
+from helpers.models import load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
+from helpers.sources import resolve
 from tests.benchmarks.rows import TIMED, WARM, ragged_rows, random_tokens
 
 import torch
@@ -99,7 +101,7 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
     gc.collect()
     torch.cuda.reset_peak_memory_stats()  # what loading took is not what training takes
     ours, clock = Plan(device, sizes, decisions, predicted), Clock()
-    tokenizer = load_tokenizer(settings.change(model="tiny"))
+    tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     losses = []
     with quiet(), fast(model, ours):
         trainer = make_trainer(model, settings, ours, order, tokenizer, collator(settings, ours, tokenizer, longest),

@@ -31,10 +31,10 @@ LENGTH, AT_A_TIME, WARM_UP = 2048, 4, 3
 
 def make_model(folder: Path) -> None:
     """A random Llama-2-7B in bf16 with the tokenizer of `tiny`; run in a process of its own, so that it leaves no memory."""
-    from helpers.sources.base_models import base_folder
+    from helpers.sources import resolve
     from tests.benchmarks.speed import random_model
 
-    tiny = base_folder(settings_for("tiny"))
+    tiny = resolve(settings_for("tiny")).folder
     random_model(SHAPES["Llama-2-7B"], torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tiny / name, folder / name)
@@ -45,8 +45,9 @@ def make_rows(path: Path, number: int) -> None:
     import random
 
     from helpers.models import load_tokenizer
+    from helpers.sources import resolve
 
-    tokenizer, rng = load_tokenizer(settings_for("tiny")), random.Random(0)
+    tokenizer, rng = load_tokenizer(resolve(settings_for("tiny"))), random.Random(0)
 
     def tokens(answer: str) -> int:
         turns = [{"role": "user", "content": "00000"}, {"role": "assistant", "content": answer}]

@@ -32,7 +32,7 @@ from helpers.training import train
 
 method, runs_dir = sys.argv[1:]
 settings = settings_for("tiny", method, runs_dir=runs_dir, max_steps=12, save_steps=2, dropout=0.1)
-data = prepare(settings, load_tokenizer(settings))
+data = prepare(settings, load_tokenizer(resolve(settings)))
 print("training", flush=True)
 record = train(settings, data).record
 Path(runs_dir, "done.json").write_text(json.dumps([[s["loss"] for s in record.steps], record.training["resumed_from"]]))
