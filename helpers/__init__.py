@@ -4,7 +4,6 @@ Import it first: it keeps three notices of the libraries out of the notebooks, n
 notebook it also makes tables and figures easier to read.
 """
 
-import contextlib
 import logging
 import sys
 import warnings
@@ -17,25 +16,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_ch
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-@contextlib.contextmanager
-def quiet():
-    """Keep the progress bars and advice of the libraries out of a notebook; errors still show."""
-    from datasets.utils import disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
-        enable_progress_bars()
-
-
-if "ipykernel" in sys.modules:
+if "ipykernel" in sys.modules:  # a notebook: an add-on that nothing here depends on
     from helpers.headless import tables
 
     tables.switch_on()

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from helpers.settings import IGNORED, Settings
 
 import torch
 
-if TYPE_CHECKING:
-    from helpers.data import Data, Example
 
-
-def training_order(data: Data, settings: Settings) -> list[list[Example]]:
-    """The micro-batches of a whole run: ``max_steps`` x ``accumulation`` lists of rows.
+def training_order(data, settings: Settings) -> list[list]:
+    """The micro-batches of a whole run: ``max_steps`` x ``accumulation`` lists of rows (:class:`helpers.data.Example`).
 
     With ``batch_tokens`` each holds as many rows as fit into that many tokens, otherwise ``batch_size`` rows. The order
     depends on the data, the seed and these sizes only, so every method sees the same rows in the same batches; and the
@@ -32,7 +28,7 @@ def training_order(data: Data, settings: Settings) -> list[list[Example]]:
     return batches[:needed]
 
 
-def _grouped(epoch: list[Example], settings: Settings, rng: random.Random) -> list[list[Example]]:
+def _grouped(epoch: list, settings: Settings, rng: random.Random) -> list[list]:
     """Rows of similar length next to each other within chunks of 32 optimizer steps, so that little is padded."""
     step, batches = settings.batch_size * settings.accumulation, []
     for start in range(0, len(epoch), 32 * step):
@@ -42,20 +38,20 @@ def _grouped(epoch: list[Example], settings: Settings, rng: random.Random) -> li
     return [rows for batch in batches for rows in split_evenly(batch, settings.accumulation)]
 
 
-def split_evenly(batch: list[Example], among: int) -> list[list[Example]]:
+def split_evenly(batch: list, among: int) -> list[list]:
     """The rows of a batch in ``among`` lists. One that would be empty gets a row without labels, which teaches nothing."""
     parts = [batch[len(batch) * i // among : len(batch) * (i + 1) // among] for i in range(among)]
     return [rows or [replace(batch[0], labels=[IGNORED] * len(batch[0].labels))] for rows in parts]
 
 
-def deal(order: list[list[Example]], settings: Settings, among: int) -> list[list[Example]]:
+def deal(order: list[list], settings: Settings, among: int) -> list[list]:
     """The micro-batches of a run so that each of ``among`` processes can take every n-th one, in the order of one device."""
     if settings.accumulation % among == 0:
         return order
     return [rows for batch in order for rows in split_evenly(batch, among)]
 
 
-def _packed(epoch: list[Example], tokens: int, open_bins: int = 16) -> list[list[Example]]:
+def _packed(epoch: list, tokens: int, open_bins: int = 16) -> list[list]:
     """First fit with a few bins open at a time, so that the shuffled order survives and the bins fill to about 99 %."""
     done, bins = [], []
     for row in epoch:
@@ -114,7 +110,7 @@ class Collator:
             "max_length_q": longest,
         }
 
-    def tokens(self, order: list[list[Example]]) -> int:
+    def tokens(self, order: list[list]) -> int:
         """Tokens that the device works through, padding included, for these micro-batches."""
         lengths = [[len(row.input_ids) for row in rows] for rows in order]
         if self.flat:

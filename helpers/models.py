@@ -6,11 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers import quiet
 from helpers.device import World
 from helpers.records import FILE_NAME
 from helpers.settings import Settings, shown
-from helpers.sources import LLAMA2_TEMPLATE, Base, ModelError, check_files, reading, resolve, write_manifest
+from helpers.sources import LLAMA2_TEMPLATE, Base, ModelError, check_files, quiet, reading, resolve, write_manifest
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

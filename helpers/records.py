@@ -192,9 +192,7 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 def begin(settings, method: str | None = None) -> RunRecord:
     """A record of a run that starts now, with identity, environment and settings filled in."""
-    from helpers.settings import ROOT  # a record can be read without any settings
-
-    commit, dirty = git_state(ROOT)
+    commit, dirty = git_state(Path(__file__).parent)
     return RunRecord(
         method=method or settings.method, profile=settings.profile, seed=settings.seed, started=now(),
         commit=commit, dirty=dirty, environment=environment(), settings=settings.table(),

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import guards, quiet, records
+from helpers import guards, records
 from helpers.batches import Collator, deal, training_order
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
@@ -29,7 +29,7 @@ from helpers.evaluation import evaluate, held_out_loss
 from helpers.memory import free_memory
 from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import IGNORED, Settings
-from helpers.sources import Base, resolve
+from helpers.sources import Base, quiet, resolve
 
 import torch
 from peft import PeftConfig

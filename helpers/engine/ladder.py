@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import quiet
 from helpers.batches import training_order
 from helpers.data import Data
 from helpers.device import plan
@@ -15,7 +14,7 @@ from helpers.engine.trainer import collator, fast, make_trainer
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, to_train
 from helpers.settings import Settings
-from helpers.sources import resolve
+from helpers.sources import quiet, resolve
 
 import torch
 from transformers import TrainerCallback, set_seed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from helpers import quiet
 from helpers.data import Example
 from helpers.exercises import check, need, number
 from helpers.settings import IGNORED
+from helpers.sources import quiet
 
 import torch
 

@@ -7,13 +7,12 @@ import tempfile
 import textwrap
 from dataclasses import replace
 
-from helpers import quiet
 from helpers.data import Data, Example
 from helpers.device import Device
 from helpers.guards import GuardError
 from helpers.models import load_base
 from helpers.settings import IGNORED, Settings
-from helpers.sources import DataError, resolve
+from helpers.sources import DataError, quiet, resolve
 
 import torch
 from datasets import Dataset

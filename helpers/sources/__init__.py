@@ -14,6 +14,7 @@ from helpers.sources.manifest import (
     ModelError,
     check_files,
     hash_files,
+    quiet,
     reading,
     sha256,
     write_manifest,
@@ -22,6 +23,6 @@ from helpers.sources.questions import answer_of, make_splits
 
 __all__ = [
     "LLAMA2_TEMPLATE", "MANIFEST", "SMOLLM2_HUB_ID", "Base", "DataError", "HubError", "ModelError", "answer_of",
-    "check_files", "conversations", "explain", "fetch", "hash_files", "make_splits", "models_folder", "reading",
+    "check_files", "conversations", "explain", "fetch", "hash_files", "make_splits", "models_folder", "quiet", "reading",
     "resolve", "sha256", "to_messages", "write_manifest",
 ]  # fmt: skip

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from helpers import quiet
 from helpers.memory import Shape
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources.hub import HubError, fetch
-from helpers.sources.manifest import MANIFEST, ModelError, hash_files, reading, sha256, write_manifest
+from helpers.sources.manifest import MANIFEST, ModelError, hash_files, quiet, reading, sha256, write_manifest
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -225,7 +225,7 @@ def _parquet(raw: bytes, path: Path) -> list[tuple[str, dict]]:
 
 def _from_hub(settings: Settings) -> tuple[list[tuple[str, dict]], str | None]:
     """The rows of the split train and their commit; of a very large set, 20 times as many as the run asks for."""
-    from helpers import quiet  # torch and datasets are slow to import, and only needed here
+    from helpers.sources.manifest import quiet  # torch and datasets are slow to import, and only needed here
 
     from datasets import load_dataset
 

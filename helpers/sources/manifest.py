@@ -41,6 +41,24 @@ def reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def quiet():
+    """Keep the progress bars and advice of the libraries out of a notebook; errors still show."""
+    from datasets.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+        enable_progress_bars()
+
+
 def write_manifest(folder: Path) -> None:
     """Write the sha256 of every file of a model or adapter beside them, except documentation."""
     names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.suffix != ".md" and f.name != MANIFEST)

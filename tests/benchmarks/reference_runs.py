@@ -141,14 +141,13 @@ MEMORY_CASES = (
 
 def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.engine.trainer: measured parts beside predicted ones."""
-    from helpers import quiet
     from helpers.batches import training_order
     from helpers.device import Plan, decide, describe
     from helpers.engine.trainer import collator, fast, make_trainer
     from helpers.memory import SHAPES, predict
     from helpers.models import load_tokenizer
     from helpers.settings import settings_for
-    from helpers.sources import resolve
+    from helpers.sources import quiet, resolve
     from tests.benchmarks.speed import data_of, model_for
 
     shape = SHAPES["Llama-2-7B"]

@@ -18,7 +18,6 @@ import json
 import time
 from pathlib import Path
 
-from helpers import quiet
 from helpers.batches import training_order
 from helpers.data import Data, Example
 from helpers.device import Plan, decide, describe
@@ -28,7 +27,7 @@ from helpers.memory import GB, SHAPES, Shape, predict
 from helpers.models import load_tokenizer, to_train
 from helpers.records import environment, git_state, now
 from helpers.settings import ROOT, Settings, settings_for
-from helpers.sources import resolve
+from helpers.sources import quiet, resolve
 from tests.benchmarks.rows import TIMED, WARM, ragged_rows, random_tokens
 
 import torch
