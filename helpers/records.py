@@ -6,14 +6,18 @@ A record is written last and in one step (a temporary file, then a rename), so t
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +25,7 @@ VERSION = 1
 FILE_NAME = "record.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished training, beside its record to be
 REFERENCE = Path(__file__).resolve().parent / "reference"
+MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -74,22 +79,116 @@ class RunRecord:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is either there whole or not at all.
 
+    Links at its place or at the place of the temporary file are replaced, never followed.
+
     Raises:
         RecordError: if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as handle:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(
             f"{path} could not be written: {error.strerror}; free some space or choose another folder"
         ) from None
+
+
+def read_json(path: Path, error: Callable[[str], Exception], keys: dict[str, type] | None = None) -> dict:
+    """Read a JSON file that holds one object, as every file of this project does.
+
+    Args:
+        path: the file.
+        error: the caller's own exception, or a function that makes one from a sentence about the file.
+        keys: names that must be there, with the type of each value; ``float`` also accepts whole numbers.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        Exception: the one that ``error`` makes, for a file that cannot be read, is too large, is no JSON object, or
+            lacks a key.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise ValueError("it is not a regular file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} cannot be read: {getattr(reason, 'strerror', None) or reason}") from None
+    return parse_json(content, str(path), error, keys)
+
+
+def parse_json(
+    content: bytes | str, name: str, error: Callable[[str], Exception], keys: dict[str, type] | None = None
+) -> dict:
+    """The same for a JSON text that is in memory already; ``name`` is what the sentence calls it."""
+    try:
+        value = json.loads(content, parse_int=_number(int), parse_float=_number(float), parse_constant=_number(float))
+        _check_nesting(value)
+    except RecursionError:
+        raise error(f"{name} is damaged: it is nested too deeply") from None
+    except ValueError as reason:  # also of the decoding of bytes
+        raise error(f"{name} is damaged: {str(reason)[:200]}") from None
+    if not isinstance(value, dict):
+        raise error(f"{name} should hold a JSON object, not {type(value).__name__}")
+    for key, kind in (keys or {}).items():
+        if key not in value:
+            raise error(f"{name} lacks {key}")
+        fits = isinstance(value[key], (int, float) if kind is float else kind)
+        if not fits or (isinstance(value[key], bool) and kind in (int, float)):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise error(f"{name}: {key} should be of type {wanted}, not {type(value[key]).__name__}")
+    return value
+
+
+def _number(kind: type) -> Callable[[str], float]:
+    """A parser of numbers that refuses those which arithmetic, or JSON itself, cannot hold."""
+
+    def parse(text: str) -> float:
+        if (kind is int and len(text) > 20) or (kind is float and not math.isfinite(float(text))):
+            raise ValueError("a number in it is too large, or is not a number")
+        return kind(text)
+
+    return parse
+
+
+def _check_nesting(value: object) -> None:
+    """Refuse what is nested more than ``MAX_JSON_DEPTH`` deep, and halves of characters, which cannot be printed."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        following: list = []
+        for item in level:
+            if isinstance(item, dict):
+                following += [*item, *item.values()]
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, str):
+                item.encode()
+        if not following:
+            return
+        level = following
+    raise RecursionError
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, computed once for each state of it: gigabytes of weights are hashed more than once."""
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@cache
+def _sha256(path: Path, *_state: int) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _finite(value):
@@ -116,13 +215,11 @@ def load(path: Path) -> RunRecord:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, lambda sentence: RecordError(f"{sentence}; run the notebook that wrote it again"))
     except FileNotFoundError:
         raise RecordError(f"there is no finished run in {path.parent.name}: {path.name} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is damaged ({error}); run the notebook that wrote it again") from None
-    if not isinstance(raw, dict) or "version" not in raw:
-        raise RecordError(f"{path} is not a run record")
+    if "version" not in raw:
+        raise RecordError(f"{path} is not a run record: it lacks a version")
     if raw["version"] != VERSION:
         raise RecordError(
             f"{path} is a record of version {raw['version']}, this code reads version {VERSION}; "
@@ -158,7 +255,7 @@ def load_reference(name: str) -> list[RunRecord]:
 
 def load_table(name: str) -> dict:
     """A committed table of measurements, such as ``memory-7b``, with device, date, commit and environment."""
-    return json.loads((REFERENCE / f"{name}.json").read_text(encoding="utf-8"))
+    return read_json(REFERENCE / f"{name}.json", RecordError)
 
 
 def now() -> str:

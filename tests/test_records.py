@@ -27,7 +27,8 @@ def test_round_trip(tmp_path):
         (lambda raw: raw | {"gaurds": []}, "unknown gaurds"),
         (lambda raw: raw | {"seed": "three"}, "seed should be of type int"),
         (lambda raw: raw | {"status": "started"}, "did not finish"),
-        (lambda raw: [raw], "not a run record"),
+        (lambda raw: [raw], "should hold a JSON object, not list; run the notebook that wrote it again"),
+        (lambda raw: {}, "not a run record"),
     ],
 )
 def test_a_spoilt_record_says_what_is_wrong(tmp_path, spoil, words):
@@ -44,6 +45,68 @@ def test_a_truncated_or_missing_record_says_so(tmp_path):
         records.load(path)
     with pytest.raises(RecordError, match="no finished run"):
         records.load(tmp_path / "nowhere")
+
+
+BROKEN = {
+    "": "Expecting value",
+    "[" * 100_000: "nested too deeply",
+    '{"a": ' * 60 + "1" + "}" * 60: "nested too deeply",
+    '{"a": ' + "9" * 5000 + "}": "a number in it is too large",
+    '{"a": 1e999}': "a number in it is too large",
+    '{"a": NaN}': "is not a number",
+    '{"a": "\\ud800"}': "surrogates not allowed",
+    "null": "should hold a JSON object, not NoneType",
+    "{}": "lacks seed",
+    '{"seed": "1"}': "seed should be of type int, not str",
+    '{"seed": true}': "seed should be of type int, not bool",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN.items(), ids=range(len(BROKEN)))
+def test_a_json_file_of_the_wrong_shape_raises_the_callers_own_sentence(tmp_path, text, words):
+    path = tmp_path / "any.json"
+    path.write_text(text)
+    with pytest.raises(ZeroDivisionError, match=words) as raised:
+        records.read_json(path, ZeroDivisionError, {"seed": int})
+    assert str(raised.value).startswith(str(path)) and len(str(raised.value)) < 400
+
+
+def test_what_is_no_readable_file_is_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        records.read_json(tmp_path / "nowhere", RecordError)
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(RecordError, match="cannot be read: it is not a regular file"):
+            records.read_json(path, RecordError)
+    monkeypatch.setattr(records, "MAX_JSON_BYTES", 1)
+    (tmp_path / "any.json").write_text("{}")
+    with pytest.raises(RecordError, match="larger than"):
+        records.read_json(tmp_path / "any.json", RecordError)
+
+
+def test_a_readable_json_file_is_returned(tmp_path):
+    (tmp_path / "any.json").write_text('{"rate": 1, "names": ["ä"], "loss": null}')
+    value = records.read_json(tmp_path / "any.json", RecordError, {"rate": float, "names": list, "loss": float | None})
+    assert value == {"rate": 1, "names": ["ä"], "loss": None}
+
+
+def test_a_hash_follows_the_file_and_not_its_times(tmp_path):
+    path = tmp_path / "any"
+    path.write_text("one")
+    before = records.sha256(path)
+    times = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert records.sha256(path) != before
+
+
+def test_a_write_follows_no_link(tmp_path):
+    (tmp_path / "private").write_text("private")
+    for name in ("file", f".file.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "private")
+    records.write_atomically(tmp_path / "file", "new \ud800")
+    assert (tmp_path / "private").read_text() == "private"
+    assert (tmp_path / "file").read_text() == "new \\ud800" and not (tmp_path / "file").is_symlink()
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
