@@ -74,7 +74,7 @@ model: $(READY)  ## fetch the base model of PROFILE
 	@$(PY) -m helpers.sources.base_models $(PROFILE)
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
-	@$(PY) -m helpers.headless.runner --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
+	@$(PY) -m helpers.headless --profile=$(call quote,$(PROFILE)) --notebooks=$(call quote,$(NOTEBOOKS)) \
 	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late

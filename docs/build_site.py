@@ -17,8 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from helpers.comparison import NotComparable, conclusions, table
-from helpers.headless.runner import find_notebooks
-from helpers.headless.tables import align
+from helpers.headless import align, find_notebooks
 from helpers.records import load_reference, load_series
 from helpers.settings import ROOT, shown
 

@@ -12,8 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from docs.build_site import executed_run
-from helpers.headless.runner import find_notebooks
-from helpers.headless.summary import markdown_to_html
+from helpers.headless import find_notebooks, markdown_to_html
 from helpers.settings import ROOT, shown
 
 import nbformat

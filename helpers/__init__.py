@@ -17,6 +17,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 if "ipykernel" in sys.modules:  # a notebook: an add-on that nothing here depends on
-    from helpers.headless import tables
+    from helpers.headless import switch_on
 
-    tables.switch_on()
+    switch_on()

@@ -1,13 +1,12 @@
 """Figures from records and counts. Each function takes an Axes, draws on it and returns it; none writes a file.
 
 Colours are told apart by colour-blind readers (Okabe and Ito), and no figure relies on colour alone: lines differ in
-their dashes, surfaces in their hatching. Importing this module gives every figure of a notebook its alternative text.
+their dashes, surfaces in their hatching.
 """
 
 from __future__ import annotations
 
 from helpers.comparison import accuracy, accuracy_interval, by_method
-from helpers.headless import alt_text
 from helpers.memory import GB
 from helpers.records import RunRecord
 
@@ -24,7 +23,6 @@ PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "opti
          "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
-alt_text.switch_on()
 
 
 def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:

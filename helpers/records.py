@@ -238,6 +238,18 @@ def load(path: Path) -> RunRecord:
     return RunRecord(**raw)
 
 
+def lost_files(record: RunRecord, folder: Path) -> list[str]:
+    """The files that a record lists and that are not in its folder with their size; documentation may be left out."""
+    lost = []
+    for name, size in record.files.items():
+        try:
+            intact = (Path(folder) / name).stat().st_size == size
+        except (OSError, ValueError):
+            intact = False
+        lost += [name] * (not intact and not name.endswith((".md", FILE_NAME)))
+    return lost
+
+
 def load_series(folder: Path) -> list[RunRecord]:
     """Every finished run under a folder such as ``runs/small``, ordered by method and seed."""
     return _ordered([load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")])

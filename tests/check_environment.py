@@ -77,9 +77,9 @@ class Environment:
         status.unlink(missing_ok=True)
         own = {"HF_HUB_OFFLINE": "1", "MODELS_DIR": str(scratch / "models"), "PYTHONPATH": str(ROOT)}
         chosen = ["--profile", "tiny", "--fresh", "--runs-dir", str(scratch / "runs")]
-        self.run("-m", "helpers.headless.runner", *chosen, env=os.environ | own)
+        self.run("-m", "helpers.headless", *chosen, env=os.environ | own)
         if not status.is_file():
-            return {"helpers.headless.runner": "did not start; its message is above"}
+            return {"helpers.headless": "did not start; its message is above"}
         notebooks = json.loads(status.read_text(encoding="utf-8"))["notebooks"]
         return {name: entry["why"] for name, entry in notebooks.items() if entry["status"] != "ok"}
 

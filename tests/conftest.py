@@ -14,7 +14,7 @@ from pathlib import Path
 import helpers  # noqa: F401 - silences notices of the libraries before they are imported
 from helpers.data import Data, prepare
 from helpers.evaluation import evaluate
-from helpers.headless.runner import run_all
+from helpers.headless import run_all
 from helpers.models import load_tokenizer
 from helpers.settings import ROOT, Settings, settings_for
 from helpers.sources import resolve
@@ -138,7 +138,7 @@ class Book:
     def start(self, *arguments: str, before: str = "") -> subprocess.Popen:
         """The command line over these notebooks, as a process; ``before`` is code to run in it first."""
         code = (
-            f"import sys, pathlib, helpers.headless.parameters\nhelpers.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
+            f"import sys, pathlib, helpers.headless.parameters\nhelpers.headless.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
             f"{before}\nfrom helpers.headless.runner import main\nsys.exit(main())"
         )
         command = [sys.executable, "-c", code, "--profile", "tiny", "--runs-dir", str(self.out.parent), *arguments]

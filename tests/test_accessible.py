@@ -6,7 +6,7 @@ from itertools import combinations
 
 from helpers import plotting
 from helpers.headless.alt_text import describe, to_html
-from helpers.headless.runner import find_notebooks
+from helpers.headless import find_notebooks
 from helpers.memory import GB
 from helpers.records import load_reference
 

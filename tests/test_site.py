@@ -5,7 +5,7 @@ import json
 from docs import build_slides, seats
 from docs.build_site import Links, broken_links, gather
 from helpers.comparison import accuracy, by_method
-from helpers.headless.runner import find_notebooks
+from helpers.headless import find_notebooks
 from helpers.records import load_reference
 from helpers.settings import ROOT
 

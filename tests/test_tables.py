@@ -2,8 +2,8 @@
 
 import re
 
-from helpers.headless.runner import find_notebooks
-from helpers.headless.tables import align
+from helpers.headless import find_notebooks
+from helpers.headless import align
 
 import nbformat
 import pandas

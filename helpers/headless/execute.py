@@ -1,95 +1,145 @@
-"""Run one notebook with papermill and report each cell: the child process of helpers.headless.runner.
+"""Run one notebook with nbclient and make its pages: the child process of :mod:`helpers.headless.processes`.
 
 The job comes as one line of JSON on standard input; reports go to the file descriptor that is the only argument, one
-JSON object a line. They say what happened to the cells; whether the notebook passed is judged by the runner.
+JSON object a line: each cell that starts, and at the end what became of the notebook. All work whose cost depends on
+what a notebook puts out is done here, where the limits of the runner and its signals reach it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
-from helpers.headless.processes import MARK, end_marked
+from helpers.headless.kernel import READS
+from helpers.headless.pages import failing_cell, headings, tidy, write_pages
+from helpers.headless.processes import FOLDER, KILLED, adopt_orphans, end_descendants
+from helpers.records import RecordError
 
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.engines import NBClientEngine, papermill_engines
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-KERNEL_DIED = (
-    "the kernel died: the system ended it, mostly because main memory ran out, or the cell itself did; "
-    "close other programs, or take a smaller profile"
-)
-
-
-def headings(cells: list) -> list[str]:
-    """For each cell, the text of the last markdown heading above it."""
-    found, last = [], ""
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            lines = [line.lstrip("# ").strip() for line in cell.source.splitlines() if line.startswith("#")]
-            last = lines[-1] if lines else last
-        found.append(last)
-    return found
+EXTENSION = "--IPKernelApp.extra_extensions=helpers.headless.kernel"
 
 
-class ReportingEngine(NBClientEngine):
-    """papermill's engine, saying which code cell starts, and saving the notebook when it is told to stop."""
+class Execution:
+    """One notebook, from its source to its pages."""
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, report, **options):
-        cells = nb_man.nb.cells
-        code = [i for i, cell in enumerate(cells) if cell.cell_type == "code"]
-        above = headings(cells)
+    def __init__(self, job: dict, report: Callable[..., None]):
+        self.job, self.report, self.cell = job, report, None
+        self.reads = tempfile.NamedTemporaryFile("r+")  # noqa: SIM115 - it lasts as long as this process
+        os.environ[READS] = self.reads.name  # for the kernel
+        self.content = nbformat.read(job["source"], as_version=4)
+        for place, cell in enumerate(self.content.cells):
+            if "parameters" in cell.metadata.get("tags", []) and job["parameters"]:
+                given = "\n".join(f"{name} = {value!r}" for name, value in job["parameters"].items())
+                cell = nbformat.v4.new_code_cell(f"# Parameters\n{given}", metadata={"tags": ["injected-parameters"]})
+                self.content.cells.insert(place + 1, cell)
+                break
 
-        def on_cell_start(cell, cell_index):
-            if cell.cell_type == "code":
-                report(cell=code.index(cell_index) + 1, cells=len(code), heading=above[cell_index])
+    def run(self) -> tuple[str, str | None]:
+        """Run all cells: "ok", or how it ended, and why."""
+        client = NotebookClient(
+            self.content,
+            kernel_name="python3",
+            startup_timeout=120,
+            extra_arguments=[EXTENSION],
+            force_raise_errors=True,
+        )
+        code = [cell for cell in self.content.cells if cell.cell_type == "code"]
+        above = headings(self.content.cells)
+        kernel = None
+        try:
+            with client.setup_kernel(cwd=self.job["cwd"]):
+                kernel = client.km.provisioner.process
+                for place, cell in enumerate(self.content.cells):
+                    if cell.cell_type == "code":
+                        self.cell = code.index(cell) + 1
+                        self.report(cell=self.cell, cells=len(code), heading=above[place][:200])
+                        client.execute_cell(cell, place)
+        except DeadKernelError:
+            return "killed", f"the kernel {_death(kernel.poll())}"
+        except CellExecutionError as error:
+            rest = ", and the cells after it never ran" if self.cell < len(code) else ""
+            return "failed", reason(error.ename, error.evalue, error.traceback) + rest
+        except Exception as error:
+            return "failed", f"the notebook could not be run: {type(error).__name__}: {error}"[:2000]
+        for number, cell in enumerate(code, 1):
+            if cell.execution_count is None and cell.source.strip():
+                self.cell = number
+                return "failed", "it never ran: a cell before it ended the kernel"
+        return "ok", None
 
-        def save_and_stop(*_):
-            try:
-                nb_man.save()
-            finally:
-                os._exit(1)
+    def finish(self, end: str, why: str | None) -> None:
+        """End what the notebook started, write its pages, and report what became of it."""
+        end_descendants()
+        self.report(phase="pages")
+        content, folder = tidy(self.content), Path(self.job["folder"])
+        outcome = {"end": end, "why": why, "cell": self.cell, "page": False}
+        if end != "ok" and self.cell:
+            outcome |= failing_cell(content, self.cell)
+        try:
+            write_pages(content, folder / Path(self.job["source"]).name)
+            outcome["page"] = True
+        except RecordError as error:
+            outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {error}" if why else str(error)}
+        # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        self.report(**outcome, peak=peak, reads=json.loads(self.reads.read() or "null"))
 
-        signal.signal(signal.SIGTERM, save_and_stop)
-        super().execute_managed_notebook(nb_man, kernel_name, on_cell_start=on_cell_start, **options)
+    def stop(self, *_) -> None:
+        """Answer SIGTERM: keep what there is, and end; a second signal ends at once."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.finish("interrupted", None)
+        os._exit(0)
+
+
+def _death(code: int | None) -> str:
+    if code is None or code == -signal.SIGKILL:
+        return KILLED
+    if code < 0:
+        return f"crashed ({signal.Signals(-code).name}) in compiled code, such as that of a library or a driver"
+    return f"ended itself with exit code {code}"
+
+
+def reason(name: str, text: str, traceback: str) -> str:
+    """What went wrong in a cell: the exception, the line that raised it where it says nothing, and a disk that is full."""
+    lines = re.findall(r"-+> *\d+ (.+)", re.sub(r"\x1b\[[0-9;]*m", "", traceback[-100_000:]))
+    text = text.strip() or (f"at `{lines[-1].strip()}`" if lines else "without a message")
+    if "No space left" in text or "quota exceeded" in text:
+        places = {Path(tempfile.gettempdir()), Path.home(), Path.cwd(), Path(os.environ[FOLDER])}
+        full = sorted(str(place) for place in places if place.is_dir() and shutil.disk_usage(place).free < 100_000_000)
+        text += f"; free some space{' in ' + ' or '.join(full) if full else ''}"
+    return f"{name}: {text}"[:2000]
 
 
 def main(report_to: int) -> None:
+    """Read the job, do it, report."""
     job = json.loads(sys.stdin.readline())
+    adopt_orphans()
     threading.Thread(target=end_with_runner, daemon=True).start()
     with open(report_to, "w", encoding="utf-8") as channel:
-
-        def report(**fields) -> None:
-            print(json.dumps(fields), file=channel, flush=True)
-
-        papermill_engines.register("reporting", ReportingEngine)
-        end, why = "ok", None
-        try:
-            papermill.execute_notebook(
-                job["source"], job["target"], parameters=job["parameters"], cwd=job["cwd"], kernel_name="python3",
-                engine_name="reporting", report=report, progress_bar=False, autosave_cell_every=10,
-            )  # fmt: skip
-        except DeadKernelError:
-            end, why = "killed", KERNEL_DIED
-        except OSError as error:
-            what = error.filename or "the executed notebook"
-            end, why = "failed", f"{what} could not be written: {error.strerror}; free some space"
-        except Exception as error:
-            end, why = "failed", f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
-        # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
-        report(end=end, why=why and why[:2000], peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+        execution = Execution(job, lambda **fields: print(json.dumps(fields), file=channel, flush=True))
+        signal.signal(signal.SIGTERM, execution.stop)
+        end, why = execution.run()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        execution.finish(end, why)
 
 
 def end_with_runner() -> None:
     """Wait until the runner is gone, however it died, and then leave nothing running."""
     while os.read(0, 1024):  # not sys.stdin.read(), which would hold a lock that the interpreter needs at its end
         pass
-    end_marked(os.environ[MARK])
+    end_descendants()
     os._exit(1)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from dataclasses import fields
 from pathlib import Path
 
 from helpers.headless.masking import mask_secrets, secret_name
+from helpers.records import read_json
 from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
-
-import nbformat
 
 NOTEBOOKS = ROOT / "notebooks"
 _OWN_OPTION = ("profile", "runs_dir")
@@ -24,10 +24,12 @@ class UsageError(ValueError):
 def find_notebooks(wanted: str = "") -> list[Path]:
     """The notebooks of the series in order, or those that ``wanted`` names by number or name.
 
+    A copy that JupyterLab made, such as ``02_lora_train-Copy1.ipynb``, is none of them.
+
     Raises:
         UsageError: for a name that matches none.
     """
-    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    every = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
     words = wanted.replace(",", " ").split()
     chosen = set() if words else set(every)
     for word in words:
@@ -40,19 +42,30 @@ def find_notebooks(wanted: str = "") -> list[Path]:
     return sorted(chosen)
 
 
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook file.
+def read_notebook(path: Path) -> dict:
+    """The JSON of a notebook file.
 
     Raises:
         UsageError: if the file is no notebook.
     """
-    try:
-        return nbformat.read(path, as_version=4)
-    except Exception as error:  # nbformat lets through whatever its parser and its schema raise
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError(
-            f"{path.name} is no readable notebook ({reason}); `git checkout {shown(path)}` restores it"
-        ) from None
+
+    def error(sentence: str) -> UsageError:
+        return UsageError(f"{path.name} is no readable notebook ({sentence}); `git checkout {shown(path)}` restores it")
+
+    content = read_json(path, error, {"cells": list, "metadata": dict})
+    for cell in content["cells"]:
+        shape = isinstance(cell, dict) and (type(cell.get(name)) for name in ("cell_type", "metadata", "source"))
+        if not shape or tuple(shape) not in ((str, dict, str), (str, dict, list)):
+            raise error("a cell is no cell")
+        cell["source"] = "".join(map(str, cell["source"]))
+    return content
+
+
+def promised(notebook: Path) -> list[str]:
+    """The methods whose records a notebook promises to write, in its metadata."""
+    own = read_notebook(notebook)["metadata"].get("fine_tuning")
+    names = own.get("records") if isinstance(own, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def parameters_of(notebook: Path) -> dict[str, object]:
@@ -61,19 +74,19 @@ def parameters_of(notebook: Path) -> dict[str, object]:
     Raises:
         UsageError: if that cell holds anything else than names and plain values.
     """
-    found: dict[str, object] = {}
-    for cell in read_notebook(notebook).cells:
-        if "parameters" in cell.metadata.get("tags", []):
+    defaults: dict[str, object] = {}
+    for cell in read_notebook(notebook)["cells"]:
+        if "parameters" in (cell["metadata"].get("tags") or []):
             try:
-                for node in ast.parse(cell.source).body:
-                    found[node.targets[0].id] = ast.literal_eval(node.value)
-            except (SyntaxError, ValueError, AttributeError) as error:
-                line = getattr(error, "lineno", None) or node.lineno
+                for node in ast.parse(cell["source"]).body:
+                    defaults[node.targets[0].id] = ast.literal_eval(node.value)
+            except (SyntaxError, ValueError, AttributeError, RecursionError) as error:
+                line = getattr(error, "lineno", None) or getattr(locals().get("node"), "lineno", 1)
                 raise UsageError(
                     f"{notebook.name}: line {line} of the parameters cell is not of the form name = value, "
                     "with a plain number, text, True, False or None as its value"
                 ) from None
-    return found
+    return defaults
 
 
 def parse_parameters(given: str | dict, notebooks: list[Path]) -> dict[str, object]:

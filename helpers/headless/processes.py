@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import hashlib
 import json
 import os
 import queue
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from helpers.headless.parameters import UsageError
@@ -19,47 +25,77 @@ from helpers.settings import shown
 
 import psutil
 
-MARK = "FINE_TUNING_RUN"  # in the environment of everything that a notebook starts: the folder of the run
+FOLDER, RUNNER = "FINE_TUNING_RUN", "FINE_TUNING_RUNNER"  # in the environment of everything that a run starts
+KILLED = "was killed, most often because main memory ran out: close other programs, or choose a smaller profile"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the output folder against other runs; the lock ends with the process.
+    """Hold a folder against other runs, for as long as this process lives.
+
+    The lock is the name of a socket, made from the path, and on the directory itself. No file holds it, so deleting the
+    folder does not end it, and there is no link to follow.
 
     Raises:
         UsageError: if another run holds it, or the folder cannot be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"{shown(folder)} cannot be written ({error.strerror}): choose another RUNS_DIR") from None
-    with open(folder / ".lock", "r+", encoding="utf-8") as handle:
+    with ExitStack() as held:
+        held.callback(os.close, directory)
+        name = held.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = handle.read().strip() or "unknown"
+            name.bind(_address(folder))
+            name.listen(1000)
+            with suppress(PermissionError):  # some network file systems lock no directories
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # seen from other containers, too
+        except OSError:
             raise UsageError(
-                f"another run is using {shown(folder)} (process {holder}): wait for it, or choose another RUNS_DIR"
+                f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'}): wait for it, or choose another RUNS_DIR"
             ) from None
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
         yield
 
 
+def in_use(folder: Path) -> list[Path]:
+    """The folders at this path and up to two levels below it that a run holds at the moment."""
+    below = [folder, *folder.glob("*"), *folder.glob("*/*")]
+    return [path for path in below if path.is_dir() and _holder(path)]
+
+
+def _address(folder: Path) -> str:
+    return "\0fine-tuning-" + hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+
+
+def _holder(folder: Path) -> str | None:
+    """The number of the process that holds a folder, "unknown" if it does not answer, None if there is none."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(_address(folder))
+            return str(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+        except BlockingIOError:
+            return "unknown"
+        except ConnectionRefusedError:
+            return None
+
+
 @contextmanager
-def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
-    """Run one notebook in a process group of its own, by :mod:`helpers.headless.execute`, and leave no process behind.
+def executing(job: dict, folder: Path) -> Iterator[tuple[subprocess.Popen, queue.SimpleQueue]]:
+    """Hand a job to a process of :mod:`helpers.headless.execute`, and leave none of its processes behind.
 
     Yields:
-        What the child reports, one dictionary for each line; after its end, one with ``end``.
+        The process, and what it reports: one dictionary for each line; after its end, one with ``end``.
     """
     read, write = os.pipe()  # a pipe of its own: a kernel and its children inherit standard output, and outlive it
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "helpers.headless.execute", str(write)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=errors, pass_fds=[write], start_new_session=True, text=True, env=os.environ | {MARK: mark},
+            [sys.executable, "-m", "helpers.headless.execute", str(write)], stdin=subprocess.PIPE, text=True,
+            stdout=subprocess.DEVNULL, stderr=errors, pass_fds=[write], start_new_session=True,
+            env=os.environ | {FOLDER: str(folder), RUNNER: _identity(psutil.Process())},
         )  # fmt: skip
         os.close(write)
         reports: queue.SimpleQueue = queue.SimpleQueue()
@@ -68,9 +104,7 @@ def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
             with open(read, encoding="utf-8") as lines:
                 for line in lines:
                     reports.put(json.loads(line))
-            errors.seek(0)
-            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
-            reports.put({"end": "killed", "why": f"the process that ran the notebook ended early: {last}"})
+            reports.put({"end": "killed", "why": f"the process that ran the notebook {_cause(child, errors)}"})
 
         receiver = threading.Thread(target=receive, daemon=True)
         receiver.start()
@@ -78,37 +112,82 @@ def executing(job: dict, mark: str) -> Iterator[queue.SimpleQueue]:
             with suppress(BrokenPipeError):  # where the child cannot even start, its last words follow
                 child.stdin.write(json.dumps(job) + "\n")
                 child.stdin.flush()  # and stays open: its end would mean that the runner died
-            yield reports
+            yield child, reports
         finally:
-            end_marked(mark)
-            with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver cannot be ended
-                child.wait(timeout=5)
+            started = _descendants(child.pid)
             with suppress(BrokenPipeError):
-                child.stdin.close()
+                child.stdin.close()  # which tells it to end, with all that it started
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=8)
+            end_processes([*started, *of_run(folder, _identity(psutil.Process()))])
             receiver.join(timeout=10)
 
 
-def end_marked(mark: str, patience: float = 3) -> None:
-    """End all processes that a run started, also those in other sessions; kill what is left after ``patience`` s."""
-    processes = _marked(mark)
-    for process in processes:
-        with suppress(psutil.Error):
-            process.terminate()
-    psutil.wait_procs(processes, timeout=patience)
-    processes = _marked(mark)
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, timeout=patience)
+def _cause(child: subprocess.Popen, errors) -> str:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=5)
+    if child.returncode == -signal.SIGKILL:
+        return KILLED
+    if child.returncode is not None and child.returncode < 0:
+        return f"was ended by {signal.Signals(-child.returncode).name}"
+    errors.seek(max(0, os.fstat(errors.fileno()).st_size - 10_000))
+    return f"ended early: {(errors.read().strip().splitlines() or ['it wrote no error'])[-1]}"
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """The processes with the mark, and their descendants (some programs overwrite their environment), but not this."""
-    found = set()
+def _identity(process: psutil.Process) -> str:
+    return f"{process.pid} {process.create_time():.2f}"
+
+
+def of_run(folder: Path, runner: str | None = None) -> list[psutil.Process]:
+    """The processes that a run over this folder started, by their environment, with their descendants.
+
+    Args:
+        runner: whose they are; None for those whose runner has died.
+    """
+    marked = []
     for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
-                found |= {process, *process.children(recursive=True)}
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
+        with suppress(psutil.Error):
+            variables = process.environ()
+            parent = variables.get(RUNNER, "")
+            if variables.get(FOLDER) == str(folder) and (parent == runner if runner else parent and not _alive(parent)):
+                marked += [process, *_descendants(process.pid)]  # some programs overwrite their environment
+    here = psutil.Process()
+    return [process for process in marked if process not in (here, *here.parents())]
+
+
+def _alive(identity: str) -> bool:
+    with suppress(psutil.Error, ValueError):
+        process = psutil.Process(int(identity.split()[0]))
+        return _identity(process) == identity and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def end_processes(processes: list[psutil.Process], patience: float = 3) -> None:
+    """Ask processes to end, and kill those that are left after ``patience`` seconds."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in processes:
+            with suppress(psutil.Error):
+                end(process)
+        processes = psutil.wait_procs(processes, timeout=patience)[1]
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose own parent ends, daemons included."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(seconds: float = 6) -> None:
+    """End all that this process started or adopted, also what starts anew meanwhile; give up after some seconds."""
+    until = time.monotonic() + seconds
+    while (processes := _descendants(os.getpid())) and time.monotonic() < until:
+        end_processes(processes, patience=2)
+
+
+def _descendants(number: int) -> list[psutil.Process]:
+    """The living processes below a process."""
+    living = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(number).children(recursive=True):
+            with suppress(psutil.Error):
+                living += [process] * (process.status() != psutil.STATUS_ZOMBIE)
+    return living

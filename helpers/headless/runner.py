@@ -1,4 +1,4 @@
-"""Run the series without a browser: ``python -m helpers.headless.runner``, which is what ``make run-all`` calls.
+"""Run the series without a browser: ``python -m helpers.headless``, which is what ``make run-all`` calls.
 
 Each notebook runs in its own process group with a limit for each cell and for the whole, and is judged by what ran:
 every code cell was executed, none has an error, and the records it promises exist. A run that was interrupted goes on
@@ -8,28 +8,29 @@ where it stopped. :func:`run_all` does the same from Python.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import queue
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from helpers.headless.display import visible
 from helpers.headless.masking import mask_secrets
+from helpers.headless.pages import write_index
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
-from helpers.headless.processes import end_marked, executing, locked
-from helpers.headless.status import Status, digest
-from helpers.headless.summary import failing_cell, tidy, write_html, write_index
-from helpers.records import RecordError, now, write_atomically
-from helpers.settings import PROFILES, ROOT, nearest
-
-import nbformat
+from helpers.headless.processes import end_processes, executing, in_use, locked, of_run
+from helpers.headless.status import Status, inputs
+from helpers.records import RecordError, now
+from helpers.settings import PROFILES, ROOT, nearest, shown
 
 EXIT = {"ok": 0, "failed": 1, "timed out": 124, "interrupted": 130, "killed": 137}
+PAGE_SECONDS = 60  # for the pages of a notebook that was stopped
 _EXIT_CODES = """exit codes:
   0    all notebooks passed
   1    a notebook failed
@@ -70,9 +71,11 @@ def run_all(
         raise UsageError("the limits for a cell and for a notebook are seconds, more than 0")
     chosen = find_notebooks(notebooks)
     given = parse_parameters(parameters, chosen)
+    if not runs_dir.strip():
+        raise UsageError("RUNS_DIR is empty: name a folder, such as runs")
     folder = ROOT / runs_dir / profile
     with locked(folder):
-        end_marked(str(folder))  # what a run left that was itself killed
+        end_processes(of_run(folder))  # what a run left that was itself killed
         run = Run(profile, given, runs_dir, cell_timeout, notebook_timeout, Status(folder, profile), say)
         return run.series(chosen, fresh)
 
@@ -89,24 +92,42 @@ class Run:
     status: Status
     write: Callable[[str], None] | None
     stopped: str | None = None  # the signal that asked for an end
-
-    @property
-    def terminal(self) -> bool:
-        return self.write is None and sys.stdout.isatty()
+    signals: int = 0  # how many did
 
     def say(self, line: str) -> None:
-        (self.write or partial(print, flush=True))(mask_secrets(line))
+        """Write a line of progress; a terminal that cannot take it does not stop the run."""
+        line = visible(mask_secrets(line))
+        if self.write:
+            self.write(line)
+        else:
+            self._print(f"{line}\n")
+
+    def _print(self, text: str) -> None:
+        if sys.stdout is None:
+            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
+        except (OSError, ValueError):  # whoever read it has gone, or its disk is full
+            self.write = lambda line: None
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def series(self, notebooks: list[Path], fresh: bool) -> str:
+        """Run the notebooks that need it, up to the first that does not pass."""
         if self.status.damaged:
-            self.say(f"{self.status.file} is damaged: no notebook counts as passed")
+            self.say(f"{self.status.file} is damaged: the notebooks that it no longer shows as passed run again")
         handled = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
             handled.append(signal.SIGHUP)
-        former = {s: signal.signal(s, self._stop) for s in handled}
+        former = {number: signal.signal(number, self._stop) for number in handled}
         end = "ok"
         try:
             for notebook in notebooks:
+                if self.stopped:
+                    end = "interrupted"
+                    break
                 if not fresh and self.status.up_to_date(notebook, self.given(notebook)):
                     self.say(f"{notebook.stem}  passed before, nothing changed")
                     continue
@@ -123,7 +144,7 @@ class Run:
         return end
 
     def _stop(self, number, frame) -> None:
-        self.stopped = signal.Signals(number).name
+        self.stopped, self.signals = signal.Signals(number).name, self.signals + 1
 
     def given(self, notebook: Path) -> dict:
         """The parameters that a notebook has, among those of this run."""
@@ -131,65 +152,85 @@ class Run:
         return {name: every[name] for name in parameters_of(notebook) if name in every}
 
     def notebook(self, notebook: Path) -> str:
-        """Run one notebook to its end, a limit or an interruption; judge it and write its pages."""
-        given, begun, started = self.given(notebook), now(), time.monotonic()
-        self.status.begin(notebook, started=begun, digest=digest(notebook, given), parameters=given)
-        with tempfile.TemporaryDirectory() as scratch:
-            part = Path(scratch) / notebook.name
-            job = {"source": str(notebook), "target": str(part), "parameters": given, "cwd": str(notebook.parent)}
-            end, why, cell = self._watch(notebook, job, started)
-            executed = tidy(part)
+        """Run one notebook to its end, a limit or an interruption; note what became of it."""
+        given, started, status = self.given(notebook), time.monotonic(), self.status
+        status.begin(notebook, started=now(), parameters=given)
+        ended: dict = {"end": "interrupted", "why": "the runner itself ended; the same command goes on from here"}
         try:
-            if executed:
-                write_atomically(self.status.executed(notebook), nbformat.writes(executed))
-                write_html(self.status.executed(notebook))
-            if end == "ok":
-                end, why, cell = self.status.judge(notebook, executed, given, begun)
-        except RecordError as error:
-            end, why, cell = "failed", str(error), None
-        shown = failing_cell(executed, cell) if executed and cell else {}
-        seconds = round(time.monotonic() - started, 1)
-        self.status.update(notebook, status=end, why=why, cell=cell, seconds=seconds, finished=now(), **shown)
-        write_index(self.status.folder, self.profile, self.status.notebooks)
-        return end
+            before, former = inputs(notebook, given), status.record_hashes(notebook, given)
+            ended = self._watch(notebook, given)
+            reads = ended.pop("reads", None)
+            if ended["end"] == "ok":
+                ended |= {"cell": None} | status.used(notebook, given, before, reads)
+                if missing := status.missing_records(notebook, given, former):
+                    ended |= {
+                        "end": "failed",
+                        "why": f"every cell ran, but it wrote no {shown(missing[0])}",
+                        "digest": None,
+                    }
+        finally:
+            seconds = round(time.monotonic() - started, 1)
+            status.update(notebook, status=ended.pop("end"), seconds=seconds, finished=now(), **ended)
+            write_index(status.folder, self.profile, status.notebooks)
+        return status.entry(notebook)["status"]
 
-    def _watch(self, notebook: Path, job: dict, started: float) -> tuple[str, str | None, int | None]:
-        """Follow a notebook to its end: "ok" if papermill saw no fault, or how it ended, why, and in which cell."""
-        cell, since, line = None, 0.0, ""
-        with executing(job, str(self.status.folder)) as reports:
+    def _watch(self, notebook: Path, given: dict) -> dict:
+        """Follow a notebook to its end, and say how it ended; if it has to be stopped, wait until its page is made."""
+        job = {"source": str(notebook), "parameters": given, "cwd": str(notebook.parent)}
+        job["folder"] = str(self.status.folder / "notebooks")
+        cell, line, cell_ends = None, f"  {notebook.stem}", math.inf
+        ends, stopped = time.monotonic() + self.notebook_timeout, {}
+        with executing(job, self.status.folder) as (child, reports):
             while True:
-                running = time.monotonic() - started
-                if self.stopped:
-                    return "interrupted", f"stopped by {self.stopped}; the same command goes on from here", cell
-                if running > self.notebook_timeout:
-                    return (
-                        "timed out",
-                        f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)",
-                        cell,
+                present = time.monotonic()
+                if stopped and (self.signals > stopped["signals"] or present > stopped["until"]):
+                    return {
+                        "end": stopped["end"],
+                        "why": f"{stopped['why']} (no page: making it was stopped, too)",
+                        "cell": cell,
+                    }
+                if not stopped and (stop := self._reason_to_stop(present > ends, present > cell_ends)):
+                    stopped = dict(
+                        zip(("end", "why"), stop, strict=True), signals=self.signals, until=present + PAGE_SECONDS
                     )
-                if cell and running - since > self.cell_timeout:
-                    return "timed out", f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)", cell
-                self._draw(f"{line}  {running:.0f} s")
+                    child.terminate()  # it keeps what there is, and makes a page of it
+                self._draw(f"{line}  {present - ends + self.notebook_timeout:.0f} s")
                 try:
-                    told = reports.get(timeout=0.5)
+                    report = reports.get(timeout=0.5)
                 except queue.Empty:
                     continue
                 finally:
                     self._draw("")
-                if "end" in told:
-                    self.status.update(notebook, peak=told.get("peak"))
-                    return told["end"], told["why"], cell
-                self.status.update(notebook, **told)
-                cell, since = told["cell"], time.monotonic() - started
-                line = f"  {notebook.stem}  cell {cell} of {told['cells']}  {told['heading']}"
+                if "end" in report:
+                    return {"cell": cell} | report | {name: stopped[name] for name in ("end", "why") if stopped}
+                if "cell" not in report:  # all cells are done
+                    cell_ends, line = math.inf, f"  {notebook.stem}  making its page"
+                    continue
+                self.status.update(notebook, **report)
+                cell, cell_ends = report["cell"], time.monotonic() + self.cell_timeout
+                line = f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}"
                 if not self.terminal:
                     self.say(line)
 
+    def _reason_to_stop(self, notebook_over: bool, cell_over: bool) -> tuple[str, str] | None:
+        """How a notebook ends that has to be stopped, and why; None to let it run."""
+        if self.stopped:
+            return "interrupted", f"stopped by {self.stopped}; the same command goes on from here"
+        if notebook_over:
+            return "timed out", f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
+        if cell_over:
+            return "timed out", f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
+        return None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether progress goes to a terminal, where one line of it is drawn over and over."""
+        return self.write is None and sys.stdout is not None and sys.stdout.isatty()
+
     def _draw(self, line: str) -> None:
-        """Draw the one line of progress on a terminal, over the one before."""
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{mask_secrets(line)[:width]}", end="", flush=True)
+            self._print(f"\r\033[K{visible(mask_secrets(line))[:width]}")
 
 
 def outcome(entry: dict) -> str:
@@ -198,34 +239,41 @@ def outcome(entry: dict) -> str:
     if entry["status"] == "ok":
         return f"passed in {seconds}"
     where = f" in cell {entry['cell']} of {entry['cells']}" if entry.get("cell") else ""
-    return f"{entry['status']}{where} after {seconds}: {entry['why']}"
+    why = "".join(character if character.isprintable() else " " for character in entry["why"])
+    return f"{entry['status']}{where} after {seconds}: {why}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.headless.runner", description="Run the notebooks without a browser, as `make run-all` does.",
+        prog="python -m helpers.headless", description="Run the notebooks without a browser, as `make run-all` does.",
         epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--profile", default="small", help=f"one of {', '.join(PROFILES)}; default: small")
-    parser.add_argument("--notebooks", default="", help="numbers or names, such as '00 01 02'; default: all")
-    parser.add_argument(
-        "--params", default="", help="for the notebooks, such as 'max_steps=5 seed=1'", dest="parameters"
-    )
-    parser.add_argument(
-        "--runs-dir", default="runs", help="where results go, relative to the repository; default: runs"
-    )
-    parser.add_argument("--cell-timeout", type=float, default=3600, help="seconds for one cell; default: 3600")
-    parser.add_argument("--notebook-timeout", type=float, default=7200, help="seconds for one notebook; default: 7200")
-    parser.add_argument("--fresh", action="store_true", help="run notebooks also if nothing changed since they passed")
+    option = parser.add_argument
+    option("--profile", default="small", help=f"one of {', '.join(PROFILES)}; default: small")
+    option("--notebooks", default="", help="numbers or names, such as '00 01 02'; default: all")
+    option("--params", default="", help="for the notebooks, such as 'max_steps=5 seed=1'", dest="parameters")
+    option("--runs-dir", default="runs", help="where results go, relative to the repository; default: runs")
+    option("--cell-timeout", type=float, default=3600, help="seconds for one cell; default: 3600")
+    option("--notebook-timeout", type=float, default=7200, help="seconds for one notebook; default: 7200")
+    option("--fresh", action="store_true", help="run notebooks also if nothing changed since they passed")
+    option("--in-use", metavar="FOLDER", help="run nothing: exit with 2 if a run is using this folder or one below it")
+    given = vars(parser.parse_args(arguments))
+    folder, message = given.pop("in_use"), ""
     try:
-        return EXIT[run_all(**vars(parser.parse_args(arguments)))]
+        if folder is None:
+            return EXIT[run_all(**given)]
+        if not (held := in_use(ROOT / folder)):
+            return 0
+        message = f"a run is using {shown(held[0])}: wait for it, or stop it"
     except (UsageError, RecordError) as error:
-        print(f"error: {mask_secrets(str(error))}", file=sys.stderr)
+        message = str(error)
     except OSError as error:
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        message = f"{error.filename or 'writing'}: {error.strerror}"
     except KeyboardInterrupt:  # before the first notebook or after the last
         return EXIT["interrupted"]
+    with suppress(OSError):
+        print(f"error: {mask_secrets(message)}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
     return 2
 
 

@@ -100,7 +100,7 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> list[str]:
     failed = faults(profile, kit)
     _cut_off(kit)
     os.environ |= environment(kit) | {"HF_HUB_OFFLINE": "1"}
-    from helpers.headless.runner import find_notebooks, run_all
+    from helpers.headless import find_notebooks, run_all
 
     if (kit / "wheels").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-index",

@@ -98,7 +98,7 @@ def execute(notebook: Path, parameters: dict, runs: Path) -> tuple[str, int | No
     """Run one notebook by the runner; its end and its largest resident memory."""
     words = " ".join(f"{name}={value}" for name, value in parameters.items() if f"{name} =" in known(notebook))
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.headless.runner", "--profile", "llama2-7b", "--notebooks", notebook.stem,
+        [sys.executable, "-m", "helpers.headless", "--profile", "llama2-7b", "--notebooks", notebook.stem,
          "--params", words, "--runs-dir", str(runs)], cwd=ROOT, check=False,
     )  # fmt: skip
     status = json.loads((runs / "llama2-7b" / "status.json").read_text(encoding="utf-8"))["notebooks"]

@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.headless.runner import find_notebooks
+from helpers.headless import find_notebooks
 from helpers.settings import ROOT
 
 import nbformat

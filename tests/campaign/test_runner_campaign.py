@@ -47,7 +47,7 @@ def test_a_run_stopped_at_random_moments_ends_with_every_notebook_passed(tmp_pat
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this with & has it ignored
     chance, folder = random.Random(SEED), tmp_path / "tiny"
-    command = [sys.executable, "-m", "helpers.headless.runner", "--profile", "tiny", "--runs-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "helpers.headless", "--profile", "tiny", "--runs-dir", str(tmp_path)]
     command += ["--params", "max_steps=4"]
     stops, passed, longest = [], set(), 0.0
     for attempt in range(STOPS + 1):

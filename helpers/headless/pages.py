@@ -1,0 +1,185 @@
+"""The pages that ``make run-all`` leaves: each executed notebook as HTML, and the index that lists them."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from helpers.headless.display import visible
+from helpers.headless.masking import mask_secrets
+from helpers.records import write_atomically
+
+_MARKS = {"ok": "passed", "running": "was running"}
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid #8886 }
+pre { overflow: auto; padding: 1rem; border: 1px solid #8886; font-size: 13px } .number { text-align: right }
+img { max-width: 100%; background: white } .result { overflow-x: auto } pre, td { white-space: pre-wrap }
+"""
+
+
+def headings(cells: list) -> list[str]:
+    """For each cell, the text of the last markdown heading above it."""
+    above, last = [], ""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            last = (re.findall(r"^#+ *(.+)", cell.source, re.MULTILINE) or [last])[-1].strip()
+        above.append(last)
+    return above
+
+
+def tidy(content):
+    """An executed notebook without secrets.
+
+    The pieces of printed text are joined, without a difference between standard output and error, and of a progress bar
+    stays what a terminal would show: its end.
+    """
+    import nbformat
+
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
+    return nbformat.from_dict(mask_secrets(content))
+
+
+def _joined(outputs: list) -> list:
+    joined: list = []
+    for output in outputs:
+        if output.output_type != "stream":
+            joined.append(output)
+        elif joined and isinstance(joined[-1], list):
+            joined[-1].append(output)
+        else:
+            joined.append([output])
+    for place, pieces in enumerate(joined):
+        if isinstance(pieces, list):
+            joined[place] = pieces[0]
+            joined[place] |= {"name": "stdout", "text": as_on_a_terminal("".join(piece.text for piece in pieces))}
+    return joined
+
+
+def as_on_a_terminal(text: str) -> str:
+    """A text without what a carriage return replaced, and with invisible characters written out."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return visible("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
+
+
+def failing_cell(content, number: int, lines: int = 15) -> dict[str, str]:
+    """The source of code cell ``number``, counted from 1, and the last lines of its output, without colour codes."""
+    cell = [cell for cell in content.cells if cell.cell_type == "code"][number - 1]
+    texts = []
+    for output in cell.outputs:
+        if output.output_type == "error":
+            texts += output.traceback
+        else:
+            texts.append(output.get("text") or str(output.get("data", {}).get("text/plain", "")))
+    end = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(texts)[-50_000:]).rstrip()
+    return {"source": cell.source[:20_000], "last_lines": "\n".join(line[:1000] for line in end.splitlines()[-lines:])}
+
+
+def markdown_to_html(source: str, escape: bool = False) -> str:
+    """Markdown with its formulas as MathML, which browsers show without a script and without a network.
+
+    Args:
+        escape: show HTML in it as text, and leave out addresses that run code: for what a model may have written.
+    """
+    from latex2mathml.converter import convert
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    def formula(body: str, display: str) -> str:
+        try:
+            return convert(body, display=display)
+        except Exception:  # a formula that the converter cannot read is shown as it was written
+            return f"<code>{html.escape(body)}</code>"
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return formula(body, "block")
+
+        def inline_math(self, body: str) -> str:
+            return formula(body, "inline")
+
+    renderer = Renderer(escape=escape, allow_harmful_protocols=None if escape else True)
+    return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def output_to_html(output) -> str:
+    """One output of a cell as HTML: a figure, a table or a text."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        return data["text/html"]
+    if "text/markdown" in data:
+        return markdown_to_html(data["text/markdown"], escape=True)
+    if "image/png" in data:
+        return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
+    return f"<pre>{html.escape(output.get('text') or str(data.get('text/plain', '')))}</pre>"
+
+
+def write_pages(content, notebook: Path) -> None:
+    """Write an executed notebook, its page beside it, and its results for the index.
+
+    Raises:
+        RecordError: if one cannot be written.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    write_atomically(notebook, nbformat.writes(content))
+    results = []
+    for cell, heading in zip(content.cells, headings(content.cells), strict=True):
+        for output in cell.get("outputs", []):
+            if "story" in cell.metadata.get("tags", []):
+                results.append(f'<h3>{html.escape(heading)}</h3><div class="result">{output_to_html(output)}</div>')
+            if "text/markdown" in output.get("data", {}):
+                output.data = {"text/html": output_to_html(output)}
+    write_atomically(_results(notebook), "\n".join(results))
+    exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
+    exporter.register_filter("markdown2html", markdown_to_html)
+    write_atomically(notebook.with_suffix(".html"), exporter.from_notebook_node(content)[0])
+
+
+def _results(notebook: Path) -> Path:
+    return notebook.with_suffix(".results.html")
+
+
+def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
+    """Write ``index.html``: what the run found, the status of each notebook, and where it stopped.
+
+    What it found are the outputs of the cells tagged ``story``.
+
+    Args:
+        folder: of the run; the executed notebooks lie in its ``notebooks``.
+        profile: its name.
+        notebooks: the entries of the status file by name.
+    """
+    rows, failures, story = [], [], []
+    for name, entry in sorted(notebooks.items()):
+        title, state = html.escape(name), html.escape(_MARKS.get(entry["status"], entry["status"]))
+        link = f'<a href="notebooks/{title}.html">{title}</a>' if entry.get("page") else title
+        seconds = "" if entry.get("seconds") is None else f"{entry['seconds']:.0f}"
+        rows.append(f'<tr><td>{link}</td><td>{state}</td><td class="number">{seconds}</td></tr>')
+        results = _results(folder / "notebooks" / f"{name}.ipynb")
+        if entry["status"] == "ok" and entry.get("page") and results.is_file():
+            story.append(results.read_text(encoding="utf-8"))
+        if entry["status"] not in _MARKS:
+            failures.append(_failure(title, state, entry))
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Fine-tuning notebooks</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        f"<h1>Profile {html.escape(profile)}</h1>{''.join(failures)}{''.join(filter(None, story))}"
+        f'<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th class="number">seconds</th></tr>'
+        f"{''.join(rows)}</table></body></html>"
+    )
+    path = folder / "index.html"
+    write_atomically(path, page)
+    return path
+
+
+def _failure(title: str, state: str, entry: dict) -> str:
+    where = f"Cell {entry['cell']} of {entry.get('cells')}, {entry.get('heading')}: " if entry.get("cell") else ""
+    blocks = [f"<h2>{title}: {state}</h2><p>{html.escape(where + (entry.get('why') or ''))}</p>"]
+    for heading, name in (("The cell", "source"), ("The last lines of its output", "last_lines")):
+        if entry.get(name):
+            blocks.append(f"<h3>{heading}</h3><pre>{html.escape(entry[name])}</pre>")
+    return "".join(blocks)
