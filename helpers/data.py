@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from helpers.settings import Settings
-from helpers.sources.files import DataError, conversations, to_messages
-from helpers.sources.questions import answer_of, make_splits
-
-from jinja2 import TemplateError
-
-IGNORED = -100  # a label that takes no part in the loss
+from helpers.settings import IGNORED, Settings
+from helpers.sources import DataError, answer_of, make_splits
+from helpers.sources.files import Skipped, conversations
+from helpers.sources.rows import answers_to_learn
+from helpers.sources.templates import DATE, RewritesEarlierTurns, tokens_and_labels, writes_date
 
 
 @dataclass
@@ -31,11 +29,18 @@ class Example:
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     where: str = "this row"  # file and line, for an error message
+    tools: list[dict] | None = None  # what the model may call in this conversation
 
     @property
     def prompt(self) -> list[dict]:
         """The conversation up to the last answer."""
         return self.messages[:-1]
+
+    @property
+    def asked(self) -> str:
+        """Prompt and tools as one text, equal where two examples ask the same."""
+        prompt = [{key: value for key, value in turn.items() if key != "weight"} for turn in self.prompt]
+        return json.dumps([prompt, self.tools], default=str)
 
     @property
     def reference(self) -> str:
@@ -54,6 +59,7 @@ class Data:
     harder: list[Example]
     counts: dict[str, int]
     revision: str | None = None  # of a hub data set: the commit that was read
+    date: str | None = None  # that the chat template writes, if it writes one
 
     @property
     def scored(self) -> bool:
@@ -66,6 +72,7 @@ class Data:
         return {
             "source": self.source,
             "revision": self.revision,
+            "date": self.date,
             "rows": {name: len(rows) for name, rows in splits.items()},
             "counts": self.counts,
             "train_tokens": sum(len(e.input_ids) for e in self.train),
@@ -85,120 +92,120 @@ def fingerprint(examples: list[Example]) -> str:
 def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], str | None]:
     """The four splits as conversations, not yet encoded, what was counted on the way, and a hub data set's commit.
 
-    A reader's own data is shuffled with the seed and split: the test and validation parts get the rows that the
-    settings ask for, but never more than a fifth of the data each.
+    Your own data is shuffled and split in the same way for every seed, so that all runs are tested on the same rows. The
+    test and validation parts get the rows that the settings ask for, but never more than a fifth of the data each.
 
     Raises:
-        DataError: for data that is empty or has a row that cannot be used.
+        DataError: for data that is empty or has too many rows that cannot be used.
     """
     if settings.data == "bundled":
-        splits = make_splits(
-            settings.train_rows, settings.validation_rows, settings.test_rows, settings.harder_rows, seed=0
-        )
-        made = {
-            name: [Example(to_messages(row, f"bundled {name} row {n}"), row["family"]) for n, row in enumerate(rows)]
-            for name, rows in splits.items()
-        }
-        return made, {"read": sum(map(len, made.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
-    found, examples, seen = conversations(settings), [], set()
-    for where, messages, asked in found.rows:
-        if asked not in seen:  # the same question twice would let the test set leak
-            seen.add(asked)
-            examples.append(Example(messages, where=where))
-    if len(examples) < 5:
-        raise DataError(f"{settings.data}: {len(examples)} different questions; at least 5 are needed to split")
+        sizes = settings.train_rows, settings.validation_rows, settings.test_rows, settings.harder_rows
+        splits = {name: [_bundled(row) for row in rows] for name, rows in make_splits(*sizes, seed=0).items()}
+        return splits, {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
+    rows, skipped, revision = conversations(settings)
+    different: dict[str, Example] = {}
+    for row in rows:  # the same question twice would let the test set leak
+        different.setdefault(row.asked, Example(row.messages, where=row.where, tools=row.tools))
+    if len(different) < 5:
+        raise DataError(f"{settings.data}: {len(different)} different questions; at least 5 are needed to split")
+    examples = list(different.values())
     random.Random(0).shuffle(examples)
-    part = len(examples) // 5
-    test, validation = min(settings.test_rows, part), min(settings.validation_rows, part)
+    fifth = len(examples) // 5
+    test, validation = min(settings.test_rows, fifth), min(settings.validation_rows, fifth)
     rest = examples[test + validation :]
-    counts = {
-        "read": len(found.rows) + found.unusable, "unusable": found.unusable, "repeated": len(found.rows) - len(examples),
-        "unused": max(len(rest) - settings.train_rows, 0),
-    }  # fmt: skip
-    splits = {
-        "test": examples[:test],
-        "validation": examples[test : test + validation],
-        "harder": [],
-        "train": rest[: settings.train_rows],
-    }
-    return splits, counts, found.revision
+    counts = {"read": len(rows) + len(skipped), "unusable": len(skipped), "repeated": len(rows) - len(examples)}
+    counts["unused"] = max(len(rest) - settings.train_rows, 0)
+    splits = {"train": rest[: settings.train_rows], "validation": examples[test : test + validation]}
+    return splits | {"test": examples[:test], "harder": []}, counts, revision
+
+
+def _bundled(row: dict) -> Example:
+    turns = (("user", row["question"]), ("assistant", row["answer"]))
+    return Example([{"role": role, "content": text} for role, text in turns], row["family"], where="a bundled row")
 
 
 def encode(example: Example, tokenizer) -> Example:
-    """Fill in ``input_ids`` and ``labels``: every assistant turn is supervised, up to and with its end token.
+    """Fill in ``input_ids`` and ``labels``: every answer is supervised, up to and with the token that ends its turn.
 
-    The chat template is rendered with and without each assistant turn; what the turn adds is what the model has to
-    produce. The template writes the special tokens, so the text is never tokenized with them a second time.
+    The chat template is rendered with and without each answer; what the answer adds is what the model has to produce, tool
+    calls and reasoning included. Not supervised are answers of weight 0 and those before the first question. The template
+    writes the special tokens, so the text is never tokenized with them a second time.
 
     Raises:
-        DataError: if a message holds a special token, the template does not take the roles in this order or rewrites
-            earlier turns, or no turn ends in EOS.
+        DataError: with the place, for what :func:`helpers.sources.templates.tokens_and_labels` refuses.
     """
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for message in example.messages:
-        if token := next((token for token in special if token in message["content"]), None):
-            raise DataError(
-                f"{example.where}: the {message['role']} content holds {token!r}, which this model reads as a command and "
-                "not as text; take it out, or give the row as one text in Llama 2's form, which is taken apart"
-            )
-
-    def render(messages: list[dict], answer_next: bool) -> list[int]:
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=answer_next, return_dict=True
-            )["input_ids"]
-        except TemplateError as error:
-            raise DataError(f"{example.where}: the chat template of this model refuses it: {error}") from None
-
-    ids = render(example.messages, False)
-    labels = [IGNORED] * len(ids)
-    for turn, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        start = len(render(example.messages[:turn], True))
-        stop = len(render(example.messages[: turn + 1], False))
-        if render(example.messages[: turn + 1], False) != ids[:stop]:
-            raise DataError(
-                f"{example.where}: the chat template rewrites earlier turns; give rows of one question and one answer"
-            )
-        ends = [i for i in range(start, stop) if ids[i] == tokenizer.eos_token_id]
-        if not ends:
-            raise DataError(
-                f"{example.where}: the chat template does not end an answer with {tokenizer.eos_token!r}, so the model would never "
-                "learn to stop; use a template that does"
-            )
-        labels[start : ends[-1] + 1] = ids[start : ends[-1] + 1]
-    example.input_ids, example.labels = ids, labels
+    try:
+        example.input_ids, example.labels = tokens_and_labels(tokenizer, example.messages, example.tools)
+    except DataError as fault:
+        raise fault.at(example.where) from None
     return example
+
+
+def encode_answers(example: Example, tokenizer) -> list[Example]:
+    """The example encoded, or one for each of its answers where the chat template rewrites earlier turns.
+
+    Raises:
+        DataError: as :func:`encode` does.
+    """
+    try:
+        return [encode(example, tokenizer)]
+    except RewritesEarlierTurns:
+        learned, messages = answers_to_learn(example.messages), example.messages
+        read_only = [m | {"weight": 0} if m["role"] == "assistant" else m for m in messages]
+        return [encode(replace(example, messages=[*read_only[:n], messages[n]]), tokenizer) for n in learned]
 
 
 def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
     """Read, encode and filter a data source.
 
-    A row longer than ``max_length`` is dropped whole, counted and said: a cut row has lost its end token.
+    Rows that cannot be used are skipped and reported. A row longer than ``max_length`` is dropped whole, since a cut row has
+    lost its end token.
 
     Args:
-        max_lost: the share of all rows that may be dropped before this becomes an error.
+        max_lost: the share of all rows that may be too long before this becomes an error.
 
     Raises:
-        DataError: for unusable rows, or too many that are too long.
+        DataError: for too many rows that are unusable or too long.
     """
     splits, counts, revision = read(settings)
-    encoded = {name: [encode(e, tokenizer) for e in examples] for name, examples in splits.items()}
-    lengths = [len(e.input_ids) for examples in encoded.values() for e in examples]
-    counts["dropped_too_long"] = sum(length > settings.max_length for length in lengths)
-    if counts["dropped_too_long"] > max_lost * len(lengths):
-        raise DataError(
-            f"{counts['dropped_too_long']} of {len(lengths)} rows are longer than max_length = {settings.max_length} tokens "
-            f"(the longest has {max(lengths)}); raise max_length (settings_for(..., max_length=...)) or shorten the rows"
-        )
-    splits = {name: [e for e in rows if len(e.input_ids) <= settings.max_length] for name, rows in encoded.items()}
-    for name, reason in (
-        ("repeated", "repeat a question"),
-        ("dropped_too_long", f"are longer than {settings.max_length} tokens"),
-    ):
-        if counts[name]:
-            print(f"{counts[name]} of {counts['read']} rows {reason} and are left out")
-    if not splits["train"] or not splits["test"]:
+    encoded, skipped = {name: [] for name in splits}, Skipped()
+    for name, example in [(name, example) for name, examples in splits.items() for example in examples]:
+        try:
+            encoded[name] += encode_answers(example, tokenizer)
+        except DataError as fault:
+            skipped.add(fault)
+    skipped.report(sum(map(len, splits.values())))
+    counts["unusable"] += len(skipped)
+    held_out = {e.asked for name, rows in encoded.items() for e in rows if name != "train"}
+    new = [
+        e for e in encoded["train"] if e.asked not in held_out
+    ]  # one answer of a conversation may be held out elsewhere
+    counts["repeated"] += len(encoded["train"]) - len(new)
+    encoded["train"] = new
+    _drop_too_long(encoded, counts, settings.max_length, max_lost)
+    if counts["repeated"]:
+        print(f"{counts['repeated']} of {counts['read']} rows repeat a question and are left out")
+    if not encoded["train"] or not encoded["test"]:
         raise DataError(f"{settings.data}: no rows left to train and test on")
-    return Data(source=settings.data, counts=counts, revision=revision, **splits)
+    date = DATE.isoformat() if writes_date(tokenizer) else None
+    data = Data(source=settings.data, counts=counts, revision=revision, date=date, **encoded)
+    final = sum(answer_of(e.reference) is not None for e in data.test)
+    if 0 < final < len(data.test):
+        print(
+            f"{final} of {len(data.test)} test answers hold a final answer: replies are scored only where all of them do"
+        )
+    return data
+
+
+def _drop_too_long(encoded: dict[str, list[Example]], counts: dict[str, int], max_length: int, max_lost: float) -> None:
+    lengths = [len(e.input_ids) for rows in encoded.values() for e in rows]
+    counts["dropped_too_long"] = dropped = sum(length > max_length for length in lengths)
+    if dropped > max_lost * len(lengths):
+        raise DataError(
+            f"{dropped} of {len(lengths)} rows are longer than max_length = {max_length} tokens (the longest has "
+            f"{max(lengths)}); raise max_length (settings_for(..., max_length=...)) or shorten the rows"
+        )
+    for name, rows in encoded.items():
+        encoded[name] = [e for e in rows if len(e.input_ids) <= max_length]
+    if dropped:
+        print(f"{dropped} of {len(lengths)} rows are longer than {max_length} tokens and are left out")

