@@ -61,6 +61,7 @@ from = $(if $(WHEELHOUSE),--no-index --find-links $(call quote,$(WHEELHOUSE)))
 install = $(if $(UV),$(call quote,$(UV)) pip install --quiet --python $(PY),$(call pip,install)) $(from)
 new_environment = $(if $(UV),$(call quote,$(UV)) venv --quiet --seed --python,) $(call quote,$(PYTHON)) $(if $(UV),,-m venv) \
   $(if $(filter present,$(TORCH)),--system-site-packages) $(VENV)
+torch_version = import importlib.metadata as m; print(m.version("torch"))
 options = --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR))
 
 # find_torch leaves what is to be installed in the shell's "$@". An index that does not answer within seconds is not used.
@@ -87,9 +88,9 @@ $(READY): pyproject.toml requirements.txt
 	@$(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is %d.%d: set PYTHON=python3.12" % sys.version_info[:2])'
 	@$(if $(UV),,$(call quote,$(PYTHON)) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; on Debian or Ubuntu: apt install python3-venv"; exit 1; })
 	@test -x $(PY) || $(new_environment)
-	@$(PY) -c 'import torch' 2>/dev/null || { test $(call quote,$(TORCH)) != present || { echo "error: TORCH=present, but this Python has no torch"; exit 1; }; \
-	  $(find_torch); echo "installing $$1 for $(if $(filter rocm cuda cpu,$(TORCH)),$(TORCH),this machine); this can take minutes"; $(install) "$$@"; }
-	@echo "installing the other packages around torch $$($(PY) -c 'import torch; print(torch.__version__)')"
+	@$(PY) -c '$(torch_version)' >/dev/null 2>&1 || { test $(call quote,$(TORCH)) != present || { echo "error: TORCH=present, but this Python has no torch"; exit 1; }; \
+	  $(find_torch); echo "installing $$1$(if $(filter rocm cuda cpu,$(TORCH)), ($(TORCH))); this can take minutes"; $(install) "$$@"; }
+	@echo "installing the other packages around torch $$($(PY) -c '$(torch_version)')"
 	@$(install) --no-deps --require-hashes -r requirements.txt
 	@$(install) --no-deps --no-build-isolation -e .
 	@$(if $(UV),$(call quote,$(UV)) pip check --quiet --python $(PY),$(PY) -m pip check)
@@ -142,9 +143,14 @@ $(TOOLS): $(READY) requirements-tools.txt
 	@$(install) --no-deps --require-hashes -r requirements-tools.txt
 	@touch $@
 
-lock:  ## write both lock files anew, within the bounds of pyproject.toml; needs uv. UPGRADE=1 takes newer versions
-	@$(or $(UV),echo "error: make lock needs uv: pip install uv"; exit 1;) pip compile $(if $(UPGRADE),--upgrade) -q pyproject.toml --extra test -o requirements.txt
-	@$(UV) pip compile $(if $(UPGRADE),--upgrade) -q pyproject.toml --all-extras -c requirements.txt -o requirements-tools.txt
+# torch depends on the hardware: the set-up installs it first, with what only torch needs, and the lock leaves both out.
+# The second file is the first and every extra.
+compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
+  --overrides <(echo "torch ; sys_platform == 'never'") $(addprefix --no-emit-package ,torch networkx sympy mpmath) $(if $(UPGRADE),--upgrade)
+lock:  ## write both lock files anew, within the bounds of pyproject.toml; UPGRADE=1 takes newer versions
+	@test -n $(call quote,$(UV)) || { echo "error: make lock needs uv: pip install uv"; exit 1; }
+	@$(compile) --extra test -o requirements.txt pyproject.toml
+	@$(compile) --all-extras -c requirements.txt -o requirements-tools.txt pyproject.toml
 
 image-check: $(TOOLS)  ## build the image on a stand-in for its base, run it, and check what docs/container.md promises
 	@$(PY) tests/check_image.py --torch $(if $(filter rocm cuda cpu,$(TORCH)),$(TORCH_PIN),$(call quote,$(TORCH))) $(call words,$(IMAGE_ARGS))
