@@ -27,7 +27,7 @@ define newline
 
 endef
 NEEDED := PYTHON VENV PROFILE RUNS_DIR TORCH ROCM_INDEX TO
-GIVEN := $(NEEDED) NOTEBOOKS PARAMS FRESH KIT WHEELS UV CATCH_UP_ARGS LAB_ARGS TEST_ARGS IMAGE_ARGS HUB_ARGS
+GIVEN := $(NEEDED) NOTEBOOKS PARAMS FRESH YES KIT WHEELS UV UPGRADE CATCH_UP_ARGS LAB_ARGS TEST_ARGS IMAGE_ARGS HUB_ARGS
 from_user = $(filter command environment override,$(origin $(1)))
 $(foreach v,$(GIVEN),$(if $(call from_user,$v),$(if $(findstring $$,$(value $v))$(findstring $(newline),$(value $v)),\
   $(error $v contains a dollar sign or a line break, which make cannot pass on: choose another value))))
@@ -109,7 +109,7 @@ catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost 
 	@$(PY) -m helpers.workshop.catch_up $(options) $(call words,$(CATCH_UP_ARGS))
 
 report: $(READY)  ## one archive that tells us how the series ran on your machine; you see it before it is written
-	@$(PY) -m helpers.publish.report $(options)
+	@$(PY) -m helpers.publish.report $(options) $(if $(YES),--yes)
 
 # its settings wrap long lines and keep JupyterLab from asking about news
 lab: $(READY)  ## open JupyterLab on this machine only, with its token, at 00_setup_check

@@ -86,9 +86,13 @@ def pip_configuration(folder: Path) -> list[str]:
     say(f"the builds get this machine's pip configuration: {', '.join(sorted(options))}")
     file = folder / "pip.conf"
     file.write_text("[global]\n" + "".join(f"{name} = {' '.join(v.split())}\n" for name, v in options.items()))
-    words = {word.removeprefix("file://") for value in options.values() for word in value.split()}
-    paths = sorted(word for word in words if word.startswith("/") and Path(word).exists())
-    return [f"{file}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in paths)]
+    paths = set()
+    for name, value in options.items():
+        named = [Path(word.removeprefix("file://")) for word in value.split() if word.startswith(("/", "file:///"))]
+        paths |= {
+            path.parent if "index" in name else path for path in named if path.exists()
+        }  # an index leads to files beside it
+    return [f"{file}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in sorted(paths))]
 
 
 def make_stand_in(torch: str, mounts: list[str]) -> str:
