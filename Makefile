@@ -8,7 +8,9 @@ PROFILE ?= small
 RUNS_DIR ?= runs
 TO ?= kit
 # uv installs the same versions faster; `make setup UV=` uses pip all the same
-UV ?= $(shell command -v uv)
+ifeq ($(origin UV),undefined)
+UV := $(shell command -v uv)
+endif
 
 # Which build of torch: rocm, cuda or cpu, by what this machine has. TORCH=present takes the torch of PYTHON, and anything
 # else goes to pip as it is: TORCH="torch==... --index-url ...".
@@ -17,11 +19,11 @@ TORCH_PIN := torch==2.13.0
 ROCM_INDEX ?= https://download.pytorch.org/whl/rocm7.1
 CPU_INDEX = $(dir $(ROCM_INDEX))cpu
 
-# What you give reaches a command as one quoted word (quote) or as words split like a shell does, each quoted (words).
+# What you give reaches a command as one quoted word (quote) or as arguments split like a shell does, each quoted (arguments).
 # make itself would run a $(shell ...) in a value, so a dollar sign is refused.
 quote = '$(subst ','\'',$(1))'
-split := import shlex, sys; print(*map(shlex.quote, shlex.split(sys.argv[1])))
-words = $(shell python3 -c '$(split)' $(call quote,$(1)))$(if $(filter-out 0,$(.SHELLSTATUS)),$(error a quote is not closed in: $(1)))
+SHLEX := import shlex, sys; print(*map(shlex.quote, shlex.split(sys.argv[1])))
+arguments = $(shell python3 -c '$(SHLEX)' $(call quote,$(1)))$(if $(filter-out 0,$(.SHELLSTATUS)),$(error a quote is not closed in: $(1)))
 define newline
 
 
@@ -72,7 +74,7 @@ find_torch_cuda = set -- $(TORCH_PIN)
 find_torch_cpu = set -- $(TORCH_PIN); if $(PY) -c '$(answers)' $(call quote,$(CPU_INDEX)/torch/) 2>/dev/null; \
   then set -- "$$@" --index-url $(call quote,$(CPU_INDEX)); \
   else echo "PyTorch's index of CPU builds does not answer, so torch comes from your default index and may be larger"; fi
-find_torch = $(if $(WHEELHOUSE),$(find_torch_cuda),$(or $(find_torch_$(strip $(TORCH))),set -- $(call words,$(TORCH))))
+find_torch = $(if $(WHEELHOUSE),$(find_torch_cuda),$(or $(find_torch_$(strip $(TORCH))),set -- $(call arguments,$(TORCH))))
 
 .PHONY: help setup doctor model run-all catch-up report lab test campaign lint lock tools image-check env-check canary clean \
         fetch rehearse site slides hub hub-check browser
@@ -106,7 +108,7 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 	@$(PY) -m helpers.headless.runner $(options) --notebooks=$(call quote,$(NOTEBOOKS)) --params=$(call quote,$(PARAMS)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or joined late
-	@$(PY) -m helpers.workshop.catch_up $(options) $(call words,$(CATCH_UP_ARGS))
+	@$(PY) -m helpers.workshop.catch_up $(options) $(call arguments,$(CATCH_UP_ARGS))
 
 report: $(READY)  ## one archive that tells us how the series ran on your machine; you see it before it is written
 	@$(PY) -m helpers.publish.report $(options) $(if $(YES),--yes)
@@ -116,18 +118,18 @@ lab: $(READY)  ## open JupyterLab on this machine only, with its token, at 00_se
 	@mkdir -p my_data
 	@$(if $(call from_user,PROFILE),$(PY) -m helpers.workshop.lab --profile=$(call quote,$(PROFILE)))
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 --LabApp.app_settings_dir=docs/workshop/lab \
-	  --LabApp.default_url=/lab/tree/notebooks/00_setup_check.ipynb $(call words,$(LAB_ARGS))
+	  --LabApp.default_url=/lab/tree/notebooks/00_setup_check.ipynb $(call arguments,$(LAB_ARGS))
 
 # In two processes, one core each: the tests that look at the executed series, and all others. 5: pytest chose none.
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
 	@export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; log=$$(mktemp); \
-	$(PY) -m pytest -m series $(call words,$(TEST_ARGS)) >$$log 2>&1 & \
-	$(PY) -m pytest -m "not series" $(call words,$(TEST_ARGS)); others=$$?; \
+	$(PY) -m pytest -m series $(call arguments,$(TEST_ARGS)) >$$log 2>&1 & \
+	$(PY) -m pytest -m "not series" $(call arguments,$(TEST_ARGS)); others=$$?; \
 	wait $$!; series=$$?; echo; echo "The tests of the executed series:"; cat $$log; rm $$log; \
 	case $$others$$series in 00|05|50) ;; 55) echo "error: no test was chosen"; exit 5;; *) exit 1;; esac
 
 campaign: $(READY)  ## slow: runs killed at random moments and resumed, and much random input
-	@HF_HUB_OFFLINE=1 $(PY) -m pytest tests/campaign $(call words,$(TEST_ARGS))
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest tests/campaign $(call arguments,$(TEST_ARGS))
 
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor
 lint: $(TOOLS)  ## ruff over .py and .ipynb, no outputs in committed notebooks, GitHub's files against their schemas
@@ -153,7 +155,7 @@ lock:  ## write both lock files anew, within the bounds of pyproject.toml; UPGRA
 	@$(compile) --all-extras -c requirements.txt -o requirements-tools.txt pyproject.toml
 
 image-check: $(TOOLS)  ## build the image on a stand-in for its base, run it, and check what docs/container.md promises
-	@$(PY) tests/check_image.py --torch $(if $(filter rocm cuda cpu,$(TORCH)),$(TORCH_PIN),$(call quote,$(TORCH))) $(call words,$(IMAGE_ARGS))
+	@$(PY) tests/check_image.py --torch $(if $(filter rocm cuda cpu,$(TORCH)),$(TORCH_PIN),$(call quote,$(TORCH))) $(call arguments,$(IMAGE_ARGS))
 
 env-check: $(READY)  ## set up a fresh environment of PYTHON, compare it with the lock, and run the notebooks there
 	@$(PY) tests/check_environment.py --python $(call quote,$(PYTHON)) --torch $(call quote,$(TORCH))
@@ -177,7 +179,7 @@ slides: $(TOOLS)  ## make a deck of slides in site/slides from each executed not
 	@$(PY) -m docs.build_slides $(options)
 
 browser: $(TOOLS)  ## drive the series, the site and the slides in Chromium, on the tiny profile
-	@$(PY) -m pytest tests/browser $(call words,$(TEST_ARGS))
+	@$(PY) -m pytest tests/browser $(call arguments,$(TEST_ARGS))
 
 PROXY := $(VENV)/bin/configurable-http-proxy
 $(PROXY):
@@ -185,10 +187,10 @@ $(PROXY):
 	@npm install --silent --global --prefix $(VENV) configurable-http-proxy@5.3.0
 
 hub: $(TOOLS) $(PROXY)  ## a JupyterHub for a room: one seat a person; see docs/instructor.md
-	@PATH="$(abspath $(VENV))/bin:$$PATH" jupyterhub -f docs/workshop/jupyterhub_config.py $(call words,$(HUB_ARGS))
+	@PATH="$(abspath $(VENV))/bin:$$PATH" jupyterhub -f docs/workshop/jupyterhub_config.py $(call arguments,$(HUB_ARGS))
 
 hub-check: $(TOOLS) $(PROXY)  ## start that JupyterHub with two users and look at their seats
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop $(call words,$(TEST_ARGS))
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop $(call arguments,$(TEST_ARGS))
 
 clean:  ## remove results and caches; keeps the environment and the models
 	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
