@@ -82,7 +82,7 @@ c.JupyterHub.active_server_limit = SEATS
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = PASSWORD
 c.Authenticator.allow_all = True
-c.Authenticator.username_pattern = r"[a-z][a-z0-9-]{0,30}"
+c.Authenticator.username_pattern = r"[a-z][a-z0-9-]{0,30}$"
 c.JupyterHub.template_vars = {
     "announcement_login": "Username: your first name or any name of your own, in small letters and digits, the same one each time. "
     "Password: the one on the board."
