@@ -17,7 +17,7 @@ FEW = 8  # bars or points that are read out one by one; of more, the ends and th
 
 def describe(figure: Figure) -> str:
     """One paragraph a panel: title, axes, each line's course, each bar's value, and the words written on it."""
-    titles = [figure.get_suptitle()] if figure.get_suptitle() else []
+    titles = [f"{figure.get_suptitle()}."] if figure.get_suptitle() else []
     return " ".join([*titles, *(_panel(axes) for axes in figure.axes)])
 
 
