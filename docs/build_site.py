@@ -23,8 +23,11 @@ from helpers.settings import ROOT, shown
 
 import nbformat
 
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "models", "runs", "site", "__pycache__", ".*_cache", "*.egg-info")
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "models", "runs", "site", "kit", "my_data", "__pycache__", "*.egg-info", "*.zip"
+)
 NOT_RUN = ":::{note}\nThis notebook has not been run with the profile `%s`, so it is shown without results.\n:::"
+DOWNLOAD = "{download}`Download this notebook <../downloads/%s>`, without its results, to run it in JupyterLab."
 
 
 def executed_run(target: str) -> Path:
@@ -48,16 +51,18 @@ def gather(executed: Path, source: Path, profile: str) -> list[str]:
     """
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT, source, ignore=NOT_COPIED)
+    (source / "downloads").mkdir()
     missing = []
     for notebook in find_notebooks():
-        target = source / "notebooks" / notebook.name
-        if (executed / "notebooks" / notebook.name).is_file():
-            shutil.copy(executed / "notebooks" / notebook.name, target)
-        else:
+        shutil.copy(notebook, source / "downloads")
+        ran = executed / "notebooks" / notebook.name
+        content = nbformat.read(ran if ran.is_file() else notebook, as_version=4)
+        if not ran.is_file():
             missing.append(notebook.stem)
-            content = nbformat.read(notebook, as_version=4)
             content.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN % profile))
-            nbformat.write(content, target)
+        content.cells.insert(1, nbformat.v4.new_markdown_cell(DOWNLOAD % notebook.name))
+        content.cells[0].source = re.sub(r"^# ", f"# {notebook.stem[:2]} ", content.cells[0].source)
+        nbformat.write(content, source / "notebooks" / notebook.name)
     landing = (source / "docs" / "index.md").read_text(encoding="utf-8")
     (source / "index.md").write_text(landing.replace("](../", "]("), encoding="utf-8")
     (source / "docs" / "index.md").unlink()

@@ -1,14 +1,19 @@
-"""Make a deck of slides from each executed notebook: ``python -m docs.build_slides``, which `make slides` calls.
+"""Make a short deck of slides from each executed notebook: ``python -m docs.build_slides``, which `make slides` calls.
 
-nbconvert makes the slides and reveal.js, out of a Python package, shows them; formulas are MathML. Where a cell goes is
-said by its slideshow metadata (in JupyterLab: Property Inspector, Slide Type), and by :func:`tag` where there is none.
+A deck opens with what the notebook must land and ends with the question to ask, both from the run sheet. Between them stands
+one slide for each figure, at full width; its title is that of the figure, or the section's. Tables and code have a slide only
+where that is the point, which a code cell says in its metadata: ``{"slide": {"title": "LoRA keeps the base frozen"}}`` shows
+what the cell shows under that title, ``"code": true`` the code as well, and ``"slide": false`` leaves a figure out. The prose
+of a section is in the speaker's notes (press S). reveal.js comes out of a Python package, and nothing is loaded from another
+host.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from itertools import zip_longest
+from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 from docs.build_site import executed_run
@@ -16,55 +21,95 @@ from helpers.headless import find_notebooks, markdown_to_html
 from helpers.settings import ROOT, shown
 
 import nbformat
+from jinja2 import Template
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+LEFT_OUT = ("Settings", "Exercises", "Next")  # sections without slides
+RUN_SHEET = ROOT / "docs" / "instructor" / "run_sheet.md"
+TEMPLATE = ROOT / "docs" / "slides" / "deck.html.j2"
 
 
-def split(notebook):
-    """Cut each markdown cell at its section headings, so that every section can begin a slide."""
-    cells = []
+@dataclass
+class Slide:
+    """A title that says the point, and what is shown below it, in HTML; notes are for the speaker alone."""
+
+    title: str
+    body: str
+    notes: str = ""
+
+
+def takeaways() -> dict[str, tuple[str, str]]:
+    """The sentence that a notebook must land and the question to ask, by its number, from the table in the run sheet."""
+    text = RUN_SHEET.read_text(encoding="utf-8") if RUN_SHEET.is_file() else ""
+    rows = re.findall(r"^\| (\d\d) \| (.+?) \| (.+?) \|$", text.partition("## What to take away")[2], re.MULTILINE)
+    return {number: (sentence, question) for number, sentence, question in rows}
+
+
+def sections(notebook) -> list[tuple[str, list]]:
+    """The headings of the notebook's sections, without their numbers, each with its cells; the first one has no heading."""
+    found: list[tuple[str, list]] = [("", [])]
     for cell in notebook.cells:
         parts = re.split(r"\n(?=## )", cell.source) if cell.cell_type == "markdown" else [cell.source]
-        cells += [nbformat.from_dict(cell | {"source": part, "id": f"{cell.id}-{n}"}) for n, part in enumerate(parts)]
-    notebook.cells = cells
-    return notebook
+        for part in parts:
+            if cell.cell_type == "markdown" and part.startswith("## "):
+                found.append((re.sub(r"^## (\d+\. )?", "", part.splitlines()[0]), []))
+            found[-1][1].append(nbformat.from_dict(cell | {"source": part}))
+    return found
 
 
-def tag(notebook):
-    """Give each cell without slideshow metadata its place.
+def html_of(cell) -> str:
+    """What the cell shows in HTML: figures and tables."""
+    return "\n".join(o.data["text/html"] for o in cell.get("outputs", []) if "text/html" in o.get("data", {}))
 
-    A section begins a slide to the right, its further steps follow below, each with the code that belongs to it and what
-    is said of the result; what stands before the first section (imports, parameters, settings) is left out. The deck
-    itself goes on to another slide where one is too full.
-    """
-    in_a_section = False
-    cells = [cell for cell in notebook.cells if cell.metadata.get("slideshow", {}).get("slide_type") != "skip"]
-    for cell, following in zip_longest(cells, cells[1:]):
-        markdown, title = cell.cell_type == "markdown", cell.source.startswith("# ")
-        heading = markdown and cell.source.startswith(("# ", "## "))
-        if heading and not title:
-            in_a_section = not cell.source.startswith("## Settings")
-        if heading and (in_a_section or title):
-            place = "slide"
-        elif not in_a_section:
-            place = "skip"
-        else:
-            step = markdown and (cell.source.startswith("#") or (following and following.cell_type == "code"))
-            place = "subslide" if step else "-"
-        cell.metadata.setdefault("slideshow", {}).setdefault("slide_type", place)
-    return notebook
+
+def figure_title(html: str) -> str:
+    """The title of a figure, with which its description begins; empty for several panels without a common title."""
+    alt = unescape(next(iter(re.findall(r'<img alt="([^"]*)"', html)), ""))
+    first, several = alt.partition(". ")[0], alt.count("across: ") > 1
+    return "" if several and ";" in first else first.partition(";")[0].strip(". ")
+
+
+def slides_of(heading: str, cells: list) -> list[Slide]:
+    """The slides of one section."""
+    chosen = [c for c in cells if c.cell_type == "code" and c.metadata.get("slide", "<img" in html_of(c))]
+    notes = markdown_to_html("\n\n".join(c.source for c in cells if c.cell_type == "markdown"))
+    made = []
+    for cell in chosen:
+        wanted, body = cell.metadata.get("slide", {}), html_of(cell)
+        if wanted.get("code"):
+            body = highlight(cell.source, PythonLexer(), HtmlFormatter(cssclass="code")) + body
+        made.append(Slide(wanted.get("title") or figure_title(body) or heading, body, notes))
+    return made
+
+
+def deck(notebook, number: str) -> list[Slide]:
+    """All slides of a notebook."""
+    title = re.match(r"# (.*)", notebook.cells[0].source)[1]
+    sentence, question = takeaways().get(number, ("", ""))
+    made = [Slide(title, f'<div class="large">{markdown_to_html(sentence)}</div>')]
+    for heading, cells in sections(notebook)[1:]:
+        if heading == "What you saw":
+            text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown").partition("\n")[2]
+            made.append(Slide(heading, f'<div class="text">{markdown_to_html(text)}</div>'))
+        elif heading not in LEFT_OUT:
+            made += slides_of(heading, cells)
+    return (
+        [*made, Slide("Before you go on", f'<div class="large">{markdown_to_html(question)}</div>')]
+        if question
+        else made
+    )
 
 
 def write_deck(executed: Path, folder: Path) -> Path:
     """Write one deck; its reveal.js is expected in ``folder``."""
-    from nbconvert import SlidesExporter
-
-    exporter = SlidesExporter(
-        template_name="slides", extra_template_basedirs=[str(ROOT / "docs")], reveal_url_prefix="reveal.js", reveal_theme="white", mathjax_url="",
-    )  # fmt: skip
-    exporter.register_filter("markdown2html", markdown_to_html)
-    body, _ = exporter.from_notebook_node(tag(split(nbformat.read(executed, as_version=4))))
-    deck = folder / f"{executed.stem}.html"
-    deck.write_text(body, encoding="utf-8")
-    return deck
+    made = deck(nbformat.read(executed, as_version=4), executed.stem[:2])
+    page = Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=False)
+    target = folder / f"{executed.stem}.html"
+    colours = HtmlFormatter().get_style_defs(".code")
+    target.write_text(page.render(name=made[0].title, slides=made, colours=colours), encoding="utf-8")
+    return target
 
 
 def build(executed: Path, folder: Path) -> list[Path]:

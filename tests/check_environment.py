@@ -1,9 +1,9 @@
 """A fresh environment, outside the repository, that the notebooks run in on the tiny profile.
 
-    python tests/check_environment.py             environment.yml's pip part, as conda installs it: `make env-check`
+    python tests/check_environment.py             what `make setup` makes, as in a conda environment: `make env-check`
     python tests/check_environment.py --newest    the newest release of every package, whatever the bounds: `make canary`
 
-Exit code 0: all notebooks passed, pip sees no conflict, and (except with --newest) every version is that of constraints.txt.
+Exit code 0: all notebooks passed, pip sees no conflict, and (except with --newest) every version is the locked one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-# What comes with torch, whichever build it is, and what venv brings: constraints.txt leaves these open.
-TORCHS_OWN = re.compile(r"torch|triton|pytorch|nvidia-|cuda-|amd-|rocm(-sdk.*)?$|setuptools$|pip$")
+# What comes with torch, whichever build it is, and what venv brings: the lock leaves these open.
+WITH_TORCH = re.compile(r"torch|triton|pytorch|nvidia-|cuda-|amd-|rocm(-sdk.*)?$|networkx$|sympy$|mpmath$|pip$")
 
 
 def direct() -> dict[str, SpecifierSet]:
@@ -36,24 +35,18 @@ def direct() -> dict[str, SpecifierSet]:
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
 
 
-def locked() -> dict[str, Version]:
-    """constraints.txt: canonical name and version."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
-    return {canonicalize_name(name): Version(version) for name, _, version in (line.partition("==") for line in lines)}
-
-
-def pip_part() -> list[str]:
-    """The lines that conda hands to pip."""
-    wanted = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    (pip,) = [part["pip"] for part in wanted if isinstance(part, dict)]
-    return pip
+def locked(file: str = "requirements.txt") -> dict[str, Version]:
+    """The canonical name and the version of each package in a lock file."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return {canonicalize_name(name): Version(v) for name, v in re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)}
 
 
 class Environment:
     """A virtual environment in ``folder``."""
 
-    def __init__(self, python: str, folder: Path) -> None:
-        subprocess.run([python, "-m", "venv", folder], check=True)
+    def __init__(self, folder: Path, python: str, torch: str) -> None:
+        command = ["make", "--no-print-directory", "setup", f"VENV={folder}", f"PYTHON={python}", f"TORCH={torch}"]
+        subprocess.run(command, cwd=ROOT, check=True)
         self.python = folder / "bin" / "python"
 
     def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
@@ -84,34 +77,24 @@ class Environment:
         return {name: entry["why"] for name, entry in notebooks.items() if entry["status"] != "ok"}
 
 
-def install_locked(fresh: Environment, torch: str) -> None:
-    """environment.yml's pip part, from a file beside it as conda does, after the torch that is asked for."""
-    fresh.install(*torch.split())
-    with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix="condaenv.", suffix=".requirements.txt") as wishes:
-        wishes.write("\n".join(pip_part()))
-        wishes.flush()
-        fresh.install("-r", wishes.name)
-
-
-def install_newest(fresh: Environment, torch: str) -> None:
-    """Every direct package by its bare name, so that no bound of ours holds it back, around the torch that is asked for."""
-    fresh.install(*torch.split())
+def install_newest(fresh: Environment) -> None:
+    """Every direct package by its bare name, so that no bound holds it back, around the torch that is there."""
     names = [name for name in direct() if name != "torch"]
     fresh.install("--upgrade", "--upgrade-strategy", "eager", f"torch=={fresh.installed()['torch']}", *names)
-    fresh.install("--no-deps", "-e", ".")
+    fresh.install("--no-deps", "--no-build-isolation", "-e", ".")
 
 
 def report_locked(there: dict[str, Version]) -> bool:
-    """Say what differs from constraints.txt; True if nothing does."""
+    """Print what differs from the lock; True if nothing does."""
     pins = locked()
-    loose = [f"{n}=={v}" for n, v in there.items() if pins.get(n) != v and not TORCHS_OWN.match(n)]
-    print(f"{len(there)} packages; not as in constraints.txt: {', '.join(loose) or 'none'}", flush=True)
+    loose = [f"{n}=={v}" for n, v in there.items() if pins.get(n) != v and not WITH_TORCH.match(n)]
+    print(f"{len(there)} packages; not as in requirements.txt: {', '.join(loose) or 'none'}", flush=True)
     return not loose
 
 
 def report_newest(there: dict[str, Version]) -> list[str]:
-    """Say what is newer than its pin, direct packages first; returns the direct ones."""
-    pins, wanted = locked(), direct()
+    """Print what is newer than its pin, direct packages first; returns the direct ones."""
+    pins, wanted = locked("requirements-tools.txt"), direct()
     moved = sorted((n for n, v in there.items() if n in pins and pins[n] != v), key=lambda n: (n not in wanted, n))
     for name in moved:
         outside = name in wanted and there[name] not in wanted[name]
@@ -122,7 +105,7 @@ def report_newest(there: dict[str, Version]) -> list[str]:
 
 def blame(fresh: Environment, scratch: Path, moved: list[str]) -> None:
     """Put each direct package that moved back to its pin, alone, until the notebooks pass."""
-    pins = locked()
+    pins = locked("requirements-tools.txt")
     for name in moved:
         newest = fresh.installed()[name]
         fresh.install(f"{name}=={pins[name]}")
@@ -137,17 +120,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--newest", action="store_true", help="the newest releases of all packages")
     parser.add_argument("--python", default=sys.executable, help="the Python of the environment")
-    parser.add_argument("--torch", default="torch", help="what pip installs first; options of pip allowed")
+    parser.add_argument("--torch", default="cpu", help="which torch, as `make setup` takes it")
     chosen = parser.parse_args()
-    if not chosen.torch.startswith("torch"):
-        parser.error(f"--torch {chosen.torch!r}: give what pip installs, such as torch==2.13.0")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        fresh = Environment(chosen.python, scratch / "venv")
-        (install_newest if chosen.newest else install_locked)(fresh, chosen.torch)
+        fresh = Environment(scratch / "venv", chosen.python, chosen.torch)
+        if chosen.newest:
+            install_newest(fresh)
         there = fresh.installed()
-        told = fresh.run("--version", capture_output=True).stdout.strip()
-        print(f"{told}, torch {there['torch']}")
+        print(f"{fresh.run('--version', capture_output=True).stdout.strip()}, torch {there['torch']}")
         moved, fine = (report_newest(there), True) if chosen.newest else ([], report_locked(there))
         conflicts = fresh.conflicts()
         print("\n".join(conflicts) or "pip check: nothing missing, no conflict", flush=True)

@@ -2,7 +2,8 @@
 
 The stand-in is a bare Debian with a torch in /opt/venv, as AMD's images have one; with ``--base`` any image takes its place.
 This shows that the instructions, the user, the port, the token, the health check and the notebooks work. It says nothing of
-ROCm. Needs no container engine's service, no GPU and, to run the notebooks, no network.
+ROCm. Needs no container engine's service, no GPU and, to run the notebooks, no network. Last, the set-up of the dev container
+runs in a bare Debian, as it does for a newcomer. The builds get the configuration that pip has on this machine.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,84 +22,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("buildah", "podman", "runc", "mmdebstrap", "chromium")
-APT_LINE = "apt-get install -y --no-install-recommends buildah podman runc mmdebstrap debian-archive-keyring chromium"
-STAND_IN, IMAGE, LAB = "localhost/fine-tuning-stand-in", "localhost/fine-tuning-rocm:check", "fine-tuning-check"
-VOLUMES = ("-v", f"{LAB}-models:/models", "-v", f"{LAB}-runs:/series/runs")
-# As in docs/container.md, without the devices. The limits are lower than podman's own, which not every host grants.
-LOCKED_DOWN = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-RUN = (*LOCKED_DOWN, "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
-STAND_IN_FILE = """\
-FROM localhost/fine-tuning-bare
-ARG TORCH
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir ${TORCH}
-ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-"""
+from image_build import (
+    IMAGE,
+    LAB,
+    ROOT,
+    RUN,
+    VOLUMES,
+    CheckError,
+    build,
+    expect,
+    make_newcomer,
+    make_stand_in,
+    need_tools,
+    pip_configuration,
+    podman,
+    say,
+    sh,
+)
+
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"]
-
-
-class CheckError(RuntimeError):
-    """Something the image promises does not hold, or a tool is missing; the message says what."""
-
-
-def sh(*command: str, ok: bool = True, **options) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    if ok and done.returncode:
-        told = (done.stdout + done.stderr)[-3000:]
-        raise CheckError(f"{' '.join(command[:6])} … ended with {done.returncode}:\n{told}")
-    return done
-
-
-def podman(*arguments: str, **options) -> str:
-    return sh("podman", "--runtime", "runc", *arguments, **options).stdout.strip()
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def expect(holds: bool, promise: str) -> None:
-    if not holds:
-        raise CheckError(f"does not hold: {promise}")
-    say(f"ok  {promise}")
-
-
-# --- building -----------------------------------------------------------------------------------------------------
-
-
-def need_tools() -> None:
-    missing = [name for name in TOOLS if not shutil.which(name)]
-    if missing:
-        raise CheckError(f"{', '.join(missing)} not found; on Debian or Ubuntu, as root:\n  {APT_LINE}")
-    try:
-        import playwright  # noqa: F401
-    except ModuleNotFoundError:
-        raise CheckError("playwright is not in this Python: run this through `make image-check`") from None
-
-
-def make_stand_in(torch: str, mounts: list[str]) -> str:
-    """A Debian with Python and ``torch``, made once for each ``torch``; returns the image's name."""
-    name = f"{STAND_IN}:{re.sub(r'[^a-z0-9.]+', '-', torch.lower()).strip('-')}"
-    if sh("podman", "image", "exists", name, ok=False).returncode:
-        say(f"making the stand-in with {torch}")
-        make = "mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv bookworm -"
-        rootfs = subprocess.Popen(make.split(), stdout=subprocess.PIPE)
-        podman("import", "-", "localhost/fine-tuning-bare", stdin=rootfs.stdout)
-        if rootfs.wait():
-            raise CheckError("mmdebstrap failed; its message is above")
-        build(name, mounts, f"TORCH={torch}", "-f", "-", str(ROOT), input=STAND_IN_FILE)
-    return name
-
-
-def build(name: str, mounts: list[str], argument: str, *rest: str, **options) -> None:
-    """buildah without an engine or privileges of its own; ``--format docker`` because OCI has no health checks."""
-    volumes = [part for mount in mounts for part in ("-v", mount)]
-    started = time.monotonic()
-    sh("buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers", *volumes, "--build-arg", argument,
-       "-t", name, *rest, **options)  # fmt: skip
-    size = int(sh("podman", "image", "inspect", "-f", "{{.Size}}", name).stdout)
-    say(f"built {name} in {time.monotonic() - started:.0f} s, {size / 1e9:.2f} GB")
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -211,7 +153,7 @@ def check_browser(port: int, token: str, picture: Path) -> None:
     """Run 00 in JupyterLab as a reader does, save it, and read the saved file."""
     from playwright.sync_api import sync_playwright
 
-    name = "00_setup_check.ipynb"
+    name = "notebooks/00_setup_check.ipynb"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -227,7 +169,7 @@ def check_browser(port: int, token: str, picture: Path) -> None:
         page.wait_for_function("!document.querySelector('.jp-mod-dirty')")
         page.screenshot(path=picture)
         browser.close()
-    cells = json.loads(inside("cat", f"notebooks/{name}"))["cells"]
+    cells = json.loads(inside("cat", name))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code" and cell["source"]]
     errors = [out["ename"] for cell in code for out in cell["outputs"] if out["output_type"] == "error"]
     expect(
@@ -244,12 +186,24 @@ def check_stop() -> None:
     expect(code != "137", f"stops by itself when asked, in {time.monotonic() - started:.1f} s, exit code {code}")
 
 
+def check_running(port: int, picture: Path) -> None:
+    """All that needs the container to run."""
+    with lab(port):
+        wait_until_healthy()
+        token = re.search(r"token=(\w+)", inside("jupyter", "server", "list"))[1]
+        check_user()
+        check_access(port, token)
+        check_notebooks()
+        check_browser(port, token, picture)
+        check_stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="an image to build on, instead of the stand-in")
     parser.add_argument("--torch", default="torch", help="what pip installs into the stand-in")
     parser.add_argument("--mount", action="append", default=[], metavar="HOST:INSIDE:ro",
-                        help="for the builds, such as a pip.conf or certificates that your network needs; repeatable")  # fmt: skip
+                        help="for the builds, such as certificates that your network needs; repeatable")  # fmt: skip
     parser.add_argument("--port", type=int, default=8899)
     chosen = parser.parse_args()
     if not chosen.torch.startswith("torch"):
@@ -258,17 +212,15 @@ def main() -> int:
     picture.parent.mkdir(exist_ok=True)
     try:
         need_tools()
-        base = chosen.base or make_stand_in(chosen.torch, chosen.mount)
-        build(IMAGE, chosen.mount, f"BASE_IMAGE={base}", "-f", str(ROOT / "Dockerfile.rocm"), str(ROOT))
-        check_image(base)
-        with lab(chosen.port):
-            wait_until_healthy()
-            token = re.search(r"token=(\w+)", inside("jupyter", "server", "list"))[1]
-            check_user()
-            check_access(chosen.port, token)
-            check_notebooks()
-            check_browser(chosen.port, token, picture)
-            check_stop()
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)  # the user of a build reads it
+            mounts = [*chosen.mount, *pip_configuration(Path(folder))]
+            base = chosen.base or make_stand_in(chosen.torch, mounts)
+            build(IMAGE, mounts, f"BASE_IMAGE={base}", "-f", str(ROOT / "Dockerfile.rocm"), str(ROOT))
+            check_image(base)
+            check_running(chosen.port, picture)
+            if not chosen.base:
+                make_newcomer(mounts)
     except CheckError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

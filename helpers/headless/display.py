@@ -60,7 +60,7 @@ def table_to_html(table) -> str:
 
 def describe(figure) -> str:
     """One paragraph a panel: title, axes, each line's course, each bar's value, and the words written on it."""
-    titles = [figure.get_suptitle()] if figure.get_suptitle() else []
+    titles = [f"{figure.get_suptitle()}."] if figure.get_suptitle() else []
     return " ".join([*titles, *(_panel(axes) for axes in figure.axes)])
 
 

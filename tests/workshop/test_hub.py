@@ -93,7 +93,7 @@ class Person:
 
     def run(self, code: str) -> str:
         """What the code prints in a new kernel of this seat."""
-        kernel = self.call("POST", "kernels", json={"path": "00_setup_check.ipynb"}).json()["id"]
+        kernel = self.call("POST", "kernels", json={"path": "notebooks/00_setup_check.ipynb"}).json()["id"]
         cookies = "; ".join(
             f"{c.name}={c.value}" for c in self.session.cookies if c.path in ("/", f"/user/{self.name}/")
         )
@@ -143,7 +143,7 @@ def test_two_people_have_seats_of_their_own_with_limits_and_a_third_is_asked_to_
     assert first["pid"] != second["pid"] and first["data"] == second["data"] == 6e9
     assert len(first["cores"]) == max(1, psutil.cpu_count() // 2)
     assert psutil.cpu_count() < 2 or not set(first["cores"]) & set(second["cores"])
-    assert first["root"] == str(folder / "ada") and second["cwd"] == str(folder / "ben/notebooks")
+    assert first["root"] == str(folder / "seats/ada") and second["cwd"] == str(folder / "seats/ben/notebooks")
     assert not first["password"], "the shared password reaches the seats"
     assert "MemoryError" in ada.run("b = bytearray(8 * 10**9)"), "a seat can take more memory than its share"
     assert ben.session.get(f"{url}/user/ada/api/kernels", timeout=60).status_code in (403, 404)
@@ -171,18 +171,57 @@ def test_an_idle_seat_is_freed_and_its_files_stay(hub):
             break
         time.sleep(1)
     assert not seats()
-    assert (folder / "ada/notebooks/00_setup_check.ipynb").is_file()
+    assert (folder / "seats/ada/notebooks/00_setup_check.ipynb").is_file()
+
+
+def test_the_login_page_says_what_to_type_and_refuses_names_of_files(hub):
+    url, _, folder = hub
+    page = requests.get(f"{url}/hub/login", timeout=60).text
+    assert "Username: your first name" in page and "Password: the one on the board" in page
+    for name in ("hub.sqlite", "../ada", "cookie_secret"):
+        assert Person(url, name).login.status_code == 403
+    assert {p.name for p in folder.iterdir() if p.is_dir()} <= {"seats"}
+
+
+def test_a_seat_is_the_committed_tree_without_solutions_news_or_own_results(hub):
+    url, _, folder = hub
+    seat = folder / "seats/ada"
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-tree", "-r", "--name-only", "HEAD", "notebooks"], capture_output=True, text=True
+    )
+    committed = {name for name in listed.stdout.split() if not name.startswith("notebooks/solutions")}
+    there = {
+        str(f.relative_to(seat))
+        for f in (seat / "notebooks").rglob("*")
+        if f.is_file() and ".ipynb_checkpoints" not in f.parts
+    }
+    assert there == committed and len(there) > 10
+    for name in committed:
+        assert (seat / name).read_bytes() == subprocess.run(
+            ["git", "-C", ROOT, "show", f"HEAD:{name}"], capture_output=True
+        ).stdout
+    assert (seat / "my_data").is_dir() and not (seat / "runs").exists()
+    assert json.loads((seat / "docs/workshop/lab/overrides.json").read_text())[
+        "@jupyterlab/apputils-extension:notification"
+    ]
+
+
+def refusal(argument: str = "", **environment: str) -> str:
+    """What the hub prints when it does not start."""
+    pytest.importorskip("jupyterhub")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WORKSHOP_")} | environment
+    command = [sys.executable, "-m", "jupyterhub", "-f", str(CONFIG), *filter(None, [argument])]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    return done.stdout + done.stderr
 
 
 def test_it_refuses_to_start_without_a_password_and_listens_on_this_machine_only():
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WORKSHOP_")}
-    pytest.importorskip("jupyterhub")
-    done = subprocess.run(
-        [sys.executable, "-m", "jupyterhub", "-f", str(CONFIG)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode and "set WORKSHOP_PASSWORD" in done.stdout + done.stderr
+    assert "set WORKSHOP_PASSWORD" in refusal("--Spawner.args=['--allow-root']")
     assert 'os.environ.get("WORKSHOP_URL", "http://127.0.0.1:8000")' in Path(CONFIG).read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this account is not root")
+def test_as_root_it_refuses_in_one_sentence():
+    printed = refusal(WORKSHOP_PASSWORD=PASSWORD).strip()
+    assert printed.startswith("error: the hub does not run as root") and "\n" not in printed
