@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from helpers.device import World
-from helpers.records import FILE_NAME
+from helpers.records import FILE_NAME, read_json
 from helpers.settings import Settings, shown
-from helpers.sources import LLAMA2_TEMPLATE, Base, ModelError, check_files, quiet, reading, resolve, write_manifest
+from helpers.sources import (
+    LLAMA2_TEMPLATE,
+    Base,
+    ModelError,
+    check_adapter,
+    check_files,
+    check_loaded,
+    check_replaceable,
+    quiet,
+    reading,
+    resolve,
+    write_manifest,
+)
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -135,15 +149,16 @@ def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:
     write_manifest(folder)
 
 
-def load_adapter(model, base: Base, folder: Path) -> PeftModel:
-    """Put a saved adapter on a freshly loaded base. The base is changed in place: load another to compare.
+def load_adapter(model, base: Base, folder: Path, name: str = "default") -> PeftModel:
+    """Put a saved adapter on a freshly loaded base, or beside the adapters that it carries. The base is changed in place.
+
+    Args:
+        name: of this adapter on the model; it is the active one afterwards.
 
     Raises:
         ModelError: if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"there is no adapter in {shown(folder)}; run 02_lora_train with this profile first")
-    check_files(folder)
+    tensors = check_adapter(folder)
     if (folder / BASE_FILE).is_file():
         expected = base_of(folder)
         if expected["fingerprint"] != base.fingerprint:
@@ -153,16 +168,25 @@ def load_adapter(model, base: Base, folder: Path) -> PeftModel:
             )
     dtype = model.get_input_embeddings().weight.dtype
     with quiet(), reading(folder):
-        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
-    for name, weight in model.named_parameters():
-        if "lora_" in name:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, name, autocast_adapter_dtype=False)
+            model.set_adapter(name)
+        else:
+            model = PeftModel.from_pretrained(model, folder, name, autocast_adapter_dtype=False)
+        check_loaded(model, name, tensors, folder)
+    for parameter, weight in model.named_parameters():
+        if "lora_" in parameter:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
             weight.data = weight.data.to(dtype)
     return model
 
 
 def base_of(folder: Path) -> dict:
-    """Which base an adapter was trained on: model, revision and fingerprint."""
-    return json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+    """Which base an adapter was trained on: model, revision and fingerprint.
+
+    Raises:
+        ModelError: if the file is damaged.
+    """
+    return read_json(folder / BASE_FILE, ModelError, {"model": str, "fingerprint": str})
 
 
 def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
@@ -230,14 +254,21 @@ def merge(settings: Settings, folder: Path, device: str = "cpu") -> None:
     """Merge the adapter of a finished run into its base, in fp32, and save the sum in bf16 as a whole model.
 
     The base of a QLoRA adapter is the 4-bit one it was trained on: it is dequantised, and the adapter added to it.
+
+    Raises:
+        ModelError: if the run has not finished, or the folder holds something that this project did not write.
     """
+    check_replaceable(folder)
     qlora = settings.method == "qlora"
     model = on_dequantised(settings, device) if qlora else load_trained(settings, "fp32", "eager", device)
     merged = model.merge_and_unload()
     for weight in merged.parameters():  # not model.to(): that would round the rotary frequencies too
         weight.data = weight.data.to(torch.bfloat16)
-    shutil.rmtree(folder, ignore_errors=True)
-    save_model(merged, load_tokenizer(resolve(settings)), folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        save_model(merged, load_tokenizer(resolve(settings)), Path(temporary) / "merged")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(Path(temporary) / "merged", folder)
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:

@@ -3,21 +3,26 @@
 To add an exercise: (1) in the notebook, a markdown cell ``### 3. Title`` with the question and its hints inside
 ``<details><summary>Hint</summary>``, a blank line, text, a blank line, ``</details>``; (2) a code cell with the answer as
 ``name = None`` and the check as its last line, so that the verdict shows; (3) the check, in the module of this package
-that the notebook imports: positional arguments are the learner's answers, keyword-only ones what the truth is computed
-from, never a number written down; ``need`` says what a right answer fulfils, and what is returned says what it shows;
-anything slow happens in the check, so that an unanswered one costs nothing; (4) the same cells, solved, in
-``notebooks/solutions`` under the notebook's name; (5) usual wrong answers in tests/test_exercises.py.
+that the notebook imports: positional arguments are the answers, annotated with what each has to be (see ``_as``);
+keyword-only ones are what the truth is computed from, never a number written down; ``need`` says what a right answer
+fulfils, and the check returns what it shows; anything slow happens in the check, so that an unanswered one costs nothing;
+(4) the same cells, solved, in ``notebooks/solutions`` under the notebook's name; (5) the usual wrong answers in
+``tests/exercises``.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
+from inspect import signature
+from typing import get_type_hints
 
 _COLOURS = {"right": "#009E73", "not yet": "#D55E00", "not answered yet": "#7f7f7f"}
+_WANTED = {float: "a number", int: "a number", set: "a set", list[float]: "a list of numbers", Callable: "a function",
+           list[dict]: 'a list of messages, each with "role" and "content"'}  # fmt: skip
 
 
 class NotYet(Exception):
@@ -40,9 +45,9 @@ class Verdict:
 
 
 def check(function: Callable[..., str]) -> Callable[..., Verdict]:
-    """Make a check of a function: None as an answer is "not answered yet", and whatever an answer raises becomes words."""
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    """Make a check of a function: None is "not answered yet", and whatever an answer is or raises becomes words."""
+    kinds = get_type_hints(function)
+    names = [p.name for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @wraps(function)
     def checked(*answers, **given) -> Verdict:
@@ -50,7 +55,8 @@ def check(function: Callable[..., str]) -> Callable[..., Verdict]:
         if missing:
             return Verdict("not answered yet", f"give {' and '.join(missing)}, and run this cell again.")
         try:
-            return Verdict("right", function(*answers, **given))
+            taken = [_as(kinds.get(name), answer, name) for name, answer in zip(names, answers, strict=True)]
+            return Verdict("right", function(*taken, **given))
         except NotYet as shortfall:
             return Verdict("not yet", str(shortfall))
         except Exception as error:  # whatever a learner's object or function does
@@ -59,13 +65,37 @@ def check(function: Callable[..., str]) -> Callable[..., Verdict]:
     return checked
 
 
+def _as(kind: type | None, answer: object, name: str):
+    """An answer as what its check asks for: a number (of Python, NumPy or torch), several, a set, a function, a class."""
+    text = isinstance(answer, str | bytes)
+    try:
+        if kind in (float, int) and not text and not isinstance(answer, bool):
+            number = float(answer)
+            need(math.isfinite(number), f"{name} has to be finite.")
+            need(kind is float or number.is_integer(), f"{name} has to be a whole number, not {number:g}.")
+            return kind(number)
+        if kind == list[float] and not text:
+            return [float(number) for number in answer]
+        if kind is set and isinstance(answer, Iterable):
+            return {answer} if text else set(answer)
+        if kind == list[dict] and all(isinstance(message, dict) for message in answer):
+            return list(answer)
+        if callable(answer) if kind is Callable else kind is None or kind not in _WANTED and isinstance(answer, kind):
+            return answer
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    wanted = _WANTED.get(kind) or f"an object of the class {kind.__name__}"
+    raise NotYet(f"give {wanted} for {name}, not {answer!r:.60} ({type(answer).__name__}).")
+
+
 def need(condition: bool, otherwise: str) -> None:
     """State what a right answer fulfils, and what to tell a learner whose answer does not."""
     if not condition:
         raise NotYet(otherwise)
 
 
-def number(value, name: str = "the answer") -> float:
-    """A learner's number, of Python, NumPy or torch."""
-    need(not isinstance(value, bool | str), f"{name} has to be a number, not {value!r}.")
-    return float(value)
+def unlike(answer: float, truth: float, *mistakes: tuple[float, str], near: float = 1e-9, name: str = "") -> None:
+    """Tell usual mistakes apart: each is the wrong number and what is wrong about it; ``near`` is a relative distance."""
+    for wrong, reason in mistakes:
+        mistaken = math.isclose(answer, wrong, rel_tol=near) and not math.isclose(answer, truth, rel_tol=near)
+        need(not mistaken, f"{name}{reason}")

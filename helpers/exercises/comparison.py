@@ -1,21 +1,20 @@
-"""Checks for the exercises of 04_compare: intervals, paired tests, fair comparisons. Without torch, as that notebook."""
+"""Checks for the exercises of 04_compare: intervals, paired tests, fair comparisons. Without torch, like that notebook."""
 
 from __future__ import annotations
 
 from helpers.comparison import NotComparable, comparability, paired, wilson
-from helpers.exercises import NotYet, check, need, number
+from helpers.exercises import NotYet, check, need
 from helpers.records import RunRecord
 
 
 @check
-def questions_needed(n, *, share: float, half_width: float) -> str:
+def questions_needed(n: float, *, share: float, half_width: float) -> str:
     """How many questions it takes for a Wilson interval of this half width around a share."""
 
     def half(total: float) -> float:
         low, high = wilson(round(share * total), round(total))
         return (high - low) / 2
 
-    n = number(n, "n")
     need(n >= 1, "there has to be at least one question.")
     width = f"{100 * half(n):.2f} percentage points to either side"
     need(half(n * 1.02) <= half_width, f"with {n:g} questions it is {width}: too wide.")
@@ -24,38 +23,29 @@ def questions_needed(n, *, share: float, half_width: float) -> str:
 
 
 @check
-def wins_needed(wins, *, losses: int, level: float = 0.05) -> str:
+def wins_needed(wins: int, *, losses: int, level: float = 0.05) -> str:
     """The fewest questions that one method alone must get right for p < level, if the other alone got ``losses``."""
 
     def p(won: int) -> float:
         return paired([1] * won + [0] * losses, [0] * won + [1] * losses)["p"]
 
-    wins = number(wins, "wins")
-    need(wins == int(wins) and wins >= 0, f"{wins:g} is no number of questions.")
-    wins = int(wins)
     need(wins > losses, f"with {wins} against {losses} it would not even be ahead.")
-    one_sided = p(wins) / 2 < level <= p(wins)
-    need(
-        not one_sided,
-        f"at {wins} to {losses}, p = {p(wins):.3f}. (Half of it would pass: that is the one-sided test, which may only be "
-        "used by who said beforehand which method would win.)",
-    )
-    need(p(wins) < level, f"at {wins} to {losses}, p = {p(wins):.3f}: luck would do that too often.")
-    need(p(wins - 1) >= level, f"{wins} to {losses} is enough (p = {p(wins):.3f}), but so is {wins - 1} to {losses}.")
-    return f"{wins} to {losses} gives p = {p(wins):.3f}, one fewer p = {p(wins - 1):.3f}."
+    score = f"{wins} to {losses}"
+    half = "(Half of it would pass: that is the one-sided test, which needs to be chosen before looking.)"
+    need(not p(wins) / 2 < level <= p(wins), f"at {score}, p = {p(wins):.3f}. {half}")
+    need(p(wins) < level, f"at {score}, p = {p(wins):.3f}: luck would do that too often.")
+    need(p(wins - 1) >= level, f"{score} is enough (p = {p(wins):.3f}), but so is {wins - 1} to {losses}.")
+    return f"{score} gives p = {p(wins):.3f}, one fewer p = {p(wins - 1):.3f}."
 
 
 @check
-def refused(unfair, *, records: list[RunRecord]) -> str:
+def refused(unfair: RunRecord, *, records: list[RunRecord]) -> str:
     """A record that may not be compared with the others, for another reason than other evaluation rows."""
-    need(isinstance(unfair, RunRecord), "make it with `replace(record, ...)`, so that it stays a record.")
     try:
         comparability([*records, unfair])
     except NotComparable as reason:
-        need(
-            not str(reason).startswith("evaluation rows"),
-            "refused, for its evaluation rows: that was step 2. Find another difference that spoils a comparison.",
-        )
+        rows = "refused, for its evaluation rows: that was step 2. Find another difference that spoils a comparison."
+        need(not str(reason).startswith("evaluation rows"), rows)
         return f"refused: {reason}."
     changed = [name for name in vars(unfair) if all(getattr(unfair, name) != getattr(r, name) for r in records)]
     raise NotYet(

@@ -1,24 +1,26 @@
-"""Checks for the exercises of 06_qlora: bits a weight, merging, levels of one's own. None needs 4-bit kernels."""
+"""Checks for the exercises of 06_qlora: bits per weight, merging, levels of one's own. None needs 4-bit kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from helpers.exercises import check, need, number
+from helpers.exercises import check, need, unlike
 
 import torch
 
 
 @check
-def bits_a_weight(bits, *, quantise: Callable, levels: torch.Tensor, block: int, group: int) -> str:
-    """Bits a weight for another size of block, with scales of 8 bits of which ``group`` share one in fp32; counted."""
+def bits_a_weight(bits: float, *, quantise: Callable, levels: torch.Tensor, block: int, group: int) -> str:
+    """Bits per weight for another size of block, with scales of 8 bits of which ``group`` share one in fp32; counted."""
 
     def counted(block: int, scale: int = 8, shared: int = 32) -> float:
         codes, scales = quantise(torch.randn(group * block), levels, block)
         return (4 * codes.numel() + scale * scales.numel() + shared * scales.numel() / group) / codes.numel()
 
-    said, truth = number(bits, "bits"), counted(block)
-    for wrong, otherwise in (
+    truth, near = counted(block), 0.0005
+    unlike(
+        bits,
+        truth,
         (truth / 8, "that is in bytes."),
         (counted(2 * block), f"that is for blocks of {2 * block}."),
         (counted(block, 32, 0), "that is with an fp32 number for each scale. Here each scale is one byte."),
@@ -27,23 +29,23 @@ def bits_a_weight(bits, *, quantise: Callable, levels: torch.Tensor, block: int,
             f"the scales have a scale too, one in fp32 for {group} of them. Three decimals show it.",
         ),
         (counted(block, 0, 0), "that is without the scales."),
-    ):
-        need(abs(said - wrong) > 0.002, otherwise)
-    need(
-        abs(said - truth) < 0.002, f"you say {said:g}. What is stored for each weight, each block, each {group} blocks?"
+        near=near,
     )
-    return f"{truth:.3f} bits: {truth - counted(2 * block):.3f} more than with blocks of {2 * block}, for scales that fit better."
+    stored = f"you say {bits:g}. What is stored for each weight, each block, each {group} blocks?"
+    need(abs(bits - truth) < near * truth, stored)
+    return f"{truth:.3f} bits: {truth - counted(2 * block):.3f} more than with blocks of {2 * block}, for better fitting scales."
 
 
 @check
-def merged_right(merged, *, original, codes, scales, levels, update, quantise: Callable, dequantise: Callable) -> str:
+def merged_right(
+    merged: torch.Tensor, *, original, codes, scales, levels, update, quantise: Callable, dequantise: Callable
+) -> str:
     """What takes the place of an adapter on a 4-bit weight; its outputs are compared with the adapter's.
 
     Args:
         original: the weight before it was quantised, (out, in), as ``update`` and the answer.
         update: what the adapter adds to a weight, already scaled.
     """
-    need(isinstance(merged, torch.Tensor), "merged should be one matrix, codes and scales already put together.")
     need(merged.shape == original.shape, f"its shape is {tuple(merged.shape)}, W's is {tuple(original.shape)}.")
     merged = merged.detach().cpu().float()
     held = dequantise(codes, scales, levels, original.shape)
@@ -56,13 +58,13 @@ def merged_right(merged, *, original, codes, scales, levels, update, quantise: C
         return 100 * ((inputs @ weight.T - adapter).norm() / (inputs @ update.T).norm()).item()
 
     mistake = f"off by {off(merged):.0f} % of what the adapter does"
-    for wrong, otherwise in (
-        (original + update, f"{mistake}: the adapter was never on these weights. It corrects errors that they do not have."),
-        (again, f"{mistake}: quantised again, most weights fall back on the level that they had."),
-        (held, f"{mistake}: that is the base without the adapter."),
-        (original, f"{mistake}: that is the base without the adapter, and not the one that it was trained on."),
-    ):  # fmt: skip
-        need(not torch.allclose(merged, wrong, rtol=1e-3, atol=1e-6), otherwise)
+    for wrong, reason in (
+        (original + update, "the adapter was never on these weights. It corrects errors that they do not have."),
+        (again, "quantised again, most weights fall back on the level that they had."),
+        (held, "that is the base without the adapter."),
+        (original, "that is the base without the adapter, and not the one that it was trained on."),
+    ):
+        need(not torch.allclose(merged, wrong, rtol=1e-3, atol=1e-6), f"{mistake}: {reason}")
     need(off(merged) < 1, f"{mistake}. Which numbers did the adapter see when it was trained? Add to them, in fp32.")
     return (
         f"off by {off(merged):.2g} % of what the adapter does. Into the original it would be {off(original + update):.0f} %, "
@@ -71,24 +73,21 @@ def merged_right(merged, *, original, codes, scales, levels, update, quantise: C
 
 
 @check
-def better_levels(mine, *, weight, levels, quantise: Callable, dequantise: Callable) -> str:
+def better_levels(mine: list[float], *, weight, levels, quantise: Callable, dequantise: Callable) -> str:
     """At most as many levels as NF4 has, with a smaller error on this weight than NF4's, both in its blocks of 64."""
 
     def error(levels: torch.Tensor) -> float:
         back = dequantise(*quantise(weight, levels), levels, weight.shape)
         return 100 * ((weight - back).norm() / weight.norm()).item()
 
-    mine = torch.as_tensor(mine, dtype=torch.float32)
-    need(mine.dim() == 1 and bool(mine.isfinite().all()), "give a list of numbers, or a tensor of one dimension.")
+    mine = torch.tensor(mine)
+    need(bool(mine.isfinite().all()), "the levels have to be finite numbers.")
     need(len(mine) <= len(levels), f"{len(mine)} levels: 4 bits can name {len(levels)}.")
     need(
         bool((mine.diff() > 0).all()), "they have to ascend, one above the other: `quantise` looks between neighbours."
     )
-    ours, theirs = error(mine), error(levels)
-    comparison = f"their error is {ours:.2f} %, NF4's {theirs:.2f} %"
-    need(
-        ours < 0.99 * theirs,
-        f"{comparison}. Take the weights that share a level: where would one number be closest to all of them?",
-    )
+    both = f"their error is {error(mine):.2f} %, NF4's {error(levels):.2f} %"
+    closest = "Take the weights that share a level: where would one number be closest to all of them?"
+    need(error(mine) < 0.99 * error(levels), f"{both}. {closest}")
     zero = "" if (mine == 0).any() else " But zero is none of them: a weight that is zero would not stay zero."
-    return f"{comparison}. They were made for this matrix; NF4's are one table for all matrices.{zero}"
+    return f"{both}. They were made for this matrix; NF4's are one table for all matrices.{zero}"

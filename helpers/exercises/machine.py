@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from helpers.exercises import check, need, number
+from helpers.exercises import check, need, unlike
 from helpers.memory import GB, Shape, predict
 
 import torch
 
 
 @check
-def bytes_kept(plain, momentum) -> str:
-    """Bytes a parameter that are left after one step of SGD without and with momentum; measured on a layer."""
+def bytes_kept(plain: float, momentum: float) -> str:
+    """Bytes per parameter that are left after one step of SGD without and with momentum; measured on a layer."""
 
     def left(**options) -> float:
         layer = torch.nn.Linear(100, 100, bias=False)
@@ -20,58 +20,47 @@ def bytes_kept(plain, momentum) -> str:
         states = [v for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor)]
         return sum(t.nbytes for t in (layer.weight, layer.weight.grad, *states)) / layer.weight.numel()
 
-    for name, said, truth in (("plain", plain, left()), ("momentum", momentum, left(momentum=0.9))):
-        said = number(said, name)
-        need(said < 1000, f"{name}: the question asks for bytes for each single parameter; divide by their number.")
-        need(said != truth - 4, f"{name}: 4 bytes are missing. The gradient is there as well when the step is taken.")
+    for name, answer, truth in (("plain", plain, left()), ("momentum", momentum, left(momentum=0.9))):
         need(
-            said <= truth, f"{name}: {said:g} is too much. Which of AdamW's four numbers does this optimizer not keep?"
+            answer < 1000, f"{name}: the question asks for bytes per parameter, so divide by the number of parameters."
         )
+        unlike(
+            answer,
+            truth,
+            (truth - 4, f"{name}: 4 bytes are missing. The gradient is also there when the step is taken."),
+        )
+        need(answer <= truth, f"{name}: {answer:g} is too much. Which of AdamW's four numbers does SGD not keep?")
         need(
-            said == truth,
-            f"{name}: {said:g} is too little. Weight, gradient, and what must survive until the next step?",
+            answer == truth,
+            f"{name}: {answer:g} is too little. Weight, gradient, and what survives until the next step?",
         )
-    return "weight and gradient, 4 bytes each; momentum is one running mean more, where AdamW keeps two."
+    return "weight and gradient take 4 bytes each; momentum adds one running mean, where AdamW keeps two."
 
 
 @check
-def parts_that_grow(parts, *, shape: Shape) -> str:
+def parts_that_grow(parts: set, *, shape: Shape) -> str:
     """The parts of LoRA's predicted memory that grow when rows become twice as long."""
     short, long = (predict(shape, "lora", batch=4, length=length).to_dict() for length in (512, 1024))
-    grow = {name for name in short if long[name] > short[name]} - {"total"}
-    said = {parts} if isinstance(parts, str) else set(parts)
-    unknown = said - (short.keys() - {"total"})
+    known, grow = short.keys() - {"total"}, {name for name in short if long[name] > short[name]} - {"total"}
     need(
-        not unknown,
-        f"no part is called {', '.join(map(str, unknown))}; they are {', '.join(short.keys() - {'total'})}.",
+        parts <= known, f"no part is called {', '.join(map(str, parts - known))}; they are {', '.join(sorted(known))}."
     )
-    fixed = said - grow
-    need(not fixed, f"{', '.join(sorted(fixed))}: counted by parameter, and longer rows add no parameter.")
+    fixed = ", ".join(sorted(parts - grow))
+    need(not fixed, f"{fixed}: this is counted by parameter, and longer rows add no parameter.")
     need(
-        said == grow,
-        "one is missing. What else does the model compute for each single position, up to the very last layer?",
+        parts == grow, "one is missing. What else does the model compute for each position, up to the very last layer?"
     )
-    return "these are counted by position of a row; the rest is counted by parameter, and rows add none."
+    return "these are counted by position; the rest is counted by parameter, and rows add none."
 
 
 @check
-def largest_batch(batch, *, shape: Shape, method: str, memory: float, **size) -> str:
+def largest_batch(batch: int, *, shape: Shape, method: str, memory: float, **size) -> str:
     """The largest batch whose predicted peak stays within ``memory`` bytes."""
-
-    def peak(rows: int) -> float:
-        return predict(shape, method, batch=rows, **size).total
-
-    batch = number(batch, "batch")
-    need(batch == int(batch) and batch >= 1, f"{batch:g} rows cannot be in a batch; give a whole number from 1.")
-    need(
-        peak(int(batch)) <= memory,
-        f"{batch:g} rows need {peak(int(batch)) / GB:.1f} GB at the peak, and there are {memory / GB:.1f} GB.",
-    )
-    need(
-        peak(int(batch) + 1) > memory,
-        f"{batch:g} rows fit, and so does one more ({peak(int(batch) + 1) / GB:.1f} of {memory / GB:.1f} GB).",
-    )
+    need(batch >= 1, f"{batch} rows cannot be in a batch; give a whole number from 1.")
+    peak, one_more = (predict(shape, method, batch=rows, **size).total for rows in (batch, batch + 1))
+    need(peak <= memory, f"{batch} rows need {peak / GB:.1f} GB at the peak, and there are {memory / GB:.1f} GB.")
+    need(one_more > memory, f"{batch} rows fit, and so does one more ({one_more / GB:.1f} of {memory / GB:.1f} GB).")
     return (
-        f"{batch:g} rows take {peak(int(batch)) / GB:.1f} GB, one more {peak(int(batch) + 1) / GB:.1f} GB. Where memory is "
-        "short, raise `accumulation` instead of the batch: the result is the same."
+        f"{batch} rows take {peak / GB:.1f} GB, one more {one_more / GB:.1f} GB. Where memory is short, raise "
+        "`accumulation` instead of the batch: the result is the same."
     )

@@ -17,6 +17,7 @@ from helpers.sources import DataError, quiet, resolve
 import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 
@@ -27,25 +28,21 @@ def fresh(tiny: Settings, dtype: torch.dtype = torch.float32):
 
 def one_family(data: Data, family: str) -> Data:
     """The rows of one family of questions, which the tiny model learns in a second."""
-    return replace(data, **{
-        name: [e for e in getattr(data, name) if e.family == family] for name in ("train", "validation", "test")
-    })  # fmt: skip
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return replace(data, **{name: [e for e in rows if e.family == family] for name, rows in splits.items()})
 
 
 def batches(rows: list[Example], size: int = 8) -> list[dict[str, torch.Tensor]]:
     """The rows as padded batches: ``input_ids``, ``labels`` and ``attention_mask``, each of shape (rows, longest)."""
-    return [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return [collate([vars(row) for row in rows[start : start + size]]) for start in range(0, len(rows), size)]
 
 
-def collate(rows: list) -> dict[str, torch.Tensor]:
-    """One padded batch of examples, or of rows with ``input_ids`` and ``labels``."""
-    pairs = [(r["input_ids"], r["labels"]) if isinstance(r, dict) else (r.input_ids, r.labels) for r in rows]
-    longest = max(len(ids) for ids, _ in pairs)
-    return {
-        "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in pairs]),
-        "labels": torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in pairs]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in pairs]),
-    }
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """One padded batch of rows with ``input_ids`` and ``labels``."""
+    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    return {"input_ids": pad_sequence(ids, batch_first=True), "labels": padded, "attention_mask": mask}
 
 
 def fit(model, steps: list, rate: float = 1e-2) -> list[float]:
@@ -66,11 +63,9 @@ def fit(model, steps: list, rate: float = 1e-2) -> list[float]:
 def fit_with_trainer(model, rows: list[Example], batch_size: int, devices: int, accumulation: int = 1) -> Trainer:
     """One epoch with the Trainer of transformers, told that it sees this many GPUs; the rest is the library's own."""
     with tempfile.TemporaryDirectory() as folder, quiet():
-        arguments = TrainingArguments(
-            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch_size, learning_rate=1e-2,
-            gradient_accumulation_steps=accumulation, save_strategy="no", report_to="none", disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )  # fmt: skip
+        options = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+        options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        arguments = TrainingArguments(folder, num_train_epochs=1, learning_rate=1e-2, **options)
         arguments._n_gpu = devices  # what it would have counted itself
         data = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in rows])
         trainer = Trainer(model, arguments, train_dataset=data, data_collator=collate)
@@ -81,29 +76,24 @@ def fit_with_trainer(model, rows: list[Example], batch_size: int, devices: int, 
 
 def endings(model, tokenizer, examples: list[Example], limit: int = 60) -> list[dict]:
     """A greedy answer to each question: how many tokens it took, what stopped it, and how it ends."""
-    found = []
+    answers, template = [], {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
     for example in examples:
-        inputs = tokenizer.apply_chat_template(
-            example.prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        inputs = tokenizer.apply_chat_template(example.prompt, **template)
         with torch.inference_mode():
-            out = model.generate(
-                **inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )[0, inputs["input_ids"].shape[1] :].tolist()  # fmt: skip
-        stopped = out[-1] == tokenizer.eos_token_id
-        found.append({
-            "question": example.prompt[-1]["content"], "new tokens": len(out),
-            "stopped by": tokenizer.eos_token if stopped else "the limit", "ends in": tokenizer.decode(out)[-60:],
-        })  # fmt: skip
-    return found
+            out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        new = out[0, inputs["input_ids"].shape[1] :].tolist()
+        stop = tokenizer.eos_token if new[-1] == tokenizer.eos_token_id else "the limit"
+        answer = {"new tokens": len(new), "stopped by": stop, "ends in": tokenizer.decode(new)[-60:]}
+        answers.append({"question": example.prompt[-1]["content"]} | answer)
+    return answers
 
 
 def draw(curves: dict[str, list[float]], axes: Axes) -> Axes:
-    """Training loss by step, one line a run; lines differ in colour, dash and width, so that one shows under another."""
+    """Training loss by step, one line per run; lines differ in colour, dash and width, so that one shows under another."""
     styles = (("#0072B2", "-", 5), ("#D55E00", "--", 2.5), ("#009E73", ":", 2.5))
     for (name, losses), (colour, dash, width) in zip(curves.items(), styles, strict=False):
         axes.plot(range(1, len(losses) + 1), losses, color=colour, linestyle=dash, linewidth=width, label=name)
-    axes.set(xlabel="step", ylabel="training loss, nats a token")
+    axes.set(xlabel="step", ylabel="training loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
@@ -116,9 +106,8 @@ def one_device(used: int, device: Device) -> None:
         GuardError: says how many.
     """
     if used > 1:
-        raise GuardError(
-            f"one device: the trainer would split each batch over {used} devices, not use {device.name} alone"
-        )
+        split = f"the trainer would split each batch over {used} devices, not use {device.name} alone"
+        raise GuardError(f"one device: {split}")
 
 
 def ask(guard, *arguments) -> None:
@@ -138,12 +127,11 @@ def case(data: Data, tokenizer, seed: int) -> Data:
     rng = random.Random(seed)
     train = [replace(e) for e in data.train]
     for fault in rng.sample(FAULTS, 2):
-        chosen = rng.sample(range(len(train)), 3)
-        for number, row in ((n, train[n]) for n in chosen):
+        for number in rng.sample(range(len(train)), 3):
+            row = train[number]
             if fault == "doubled start":
-                train[number] = replace(
-                    row, input_ids=[tokenizer.bos_token_id, *row.input_ids], labels=[IGNORED, *row.labels]
-                )
+                ids, labels = [tokenizer.bos_token_id, *row.input_ids], [IGNORED, *row.labels]
+                train[number] = replace(row, input_ids=ids, labels=labels)
             elif fault == "masked end":
                 labels = [IGNORED if label == tokenizer.eos_token_id else label for label in row.labels]
                 train[number] = replace(row, labels=labels)

@@ -1,16 +1,13 @@
 """Where base models and rows come from: made here, bundled, your own files, or the hub."""
 
-from helpers.sources.base_models import (
-    SMOLLM2_HUB_ID,
-    Base,
-    models_folder,
-    resolve,
-)
+from helpers.sources.adapters import check_adapter, check_loaded
+from helpers.sources.base_models import SMOLLM2_HUB_ID, Base, models_folder, resolve
 from helpers.sources.hub import HubError, explain, fetch
 from helpers.sources.manifest import (
     MANIFEST,
     ModelError,
     check_files,
+    check_replaceable,
     hash_files,
     quiet,
     reading,
@@ -23,6 +20,6 @@ from helpers.sources.templates import LLAMA2_TEMPLATE
 
 __all__ = [
     "LLAMA2_TEMPLATE", "MANIFEST", "SMOLLM2_HUB_ID", "Base", "DataError", "HubError", "ModelError", "answer_of",
-    "check_files", "explain", "fetch", "hash_files", "make_splits", "models_folder", "quiet", "reading",
-    "resolve", "sha256", "write_manifest",
+    "check_adapter", "check_files", "check_loaded", "check_replaceable", "explain", "fetch", "hash_files",
+    "make_splits", "models_folder", "quiet", "reading", "resolve", "sha256", "write_manifest",
 ]  # fmt: skip

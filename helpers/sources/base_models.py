@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,19 @@ from functools import cached_property
 from pathlib import Path
 
 from helpers.memory import Shape
+from helpers.records import sha256
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources.hub import HubError, fetch
-from helpers.sources.manifest import MANIFEST, ModelError, hash_files, quiet, reading, sha256, write_manifest
+from helpers.sources.manifest import (
+    MANIFEST,
+    ModelError,
+    check_replaceable,
+    hash_files,
+    quiet,
+    read_manifest,
+    reading,
+    write_manifest,
+)
 from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
@@ -107,14 +118,9 @@ def _once(folder: Path, make) -> Path:
     Raises:
         ModelError: for a folder in its place that this project did not make.
     """
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() and read_manifest(folder):
         return folder
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        what = f"a link to {os.readlink(folder)}" if folder.is_symlink() else "not empty"
-        raise ModelError(
-            f"{shown(folder)} is {what} and was not made by this project, so it is left alone; move it away, or set "
-            "MODELS_DIR to another folder"
-        )
+    check_replaceable(folder)
     print(f"preparing the model {folder.name}, once", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -122,8 +128,7 @@ def _once(folder: Path, make) -> Path:
         made.mkdir()
         make(made)
         write_manifest(made)
-        if folder.is_dir():
-            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(made, folder)
     return folder
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 from helpers.memory import is_out_of_memory
+from helpers.records import read_json, sha256
 from helpers.settings import shown
-
-from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
 
@@ -25,14 +23,14 @@ class ModelError(RuntimeError):
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise for unreadable files into one sentence.
+    """Turn whatever the libraries raise for files that they cannot use into one sentence.
 
     Raises:
         ModelError: names the folder and the cause.
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged configuration can make a library raise anything
         if isinstance(error, ModelError) or is_out_of_memory(error):
             raise
         raise ModelError(
@@ -66,30 +64,41 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
+def read_manifest(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that the manifest of a folder lists.
+
+    Raises:
+        FileNotFoundError: if there is no manifest.
+        ModelError: if it is damaged, or leaves out a weight file.
+    """
+    path = folder / MANIFEST
+    remedy = "if this project made the folder, delete it and make or fetch it again"
+    hashes = read_json(path, lambda reason: ModelError(f"{reason}; {remedy}"))
+    for name, digest in hashes.items():
+        if "/" in name or name in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            raise ModelError(f"{shown(path)} is damaged: {name[:60]!r} is not a file name with its sha256; {remedy}")
+    if unlisted := {f.name for f in folder.glob("*.safetensors")} - hashes.keys():
+        raise ModelError(f"{shown(path)} does not list {min(unlisted)}, so nobody vouches for that file")
+    return hashes
+
+
 def check_files(folder: Path) -> None:
     """Compare the files of a model with their hashes: those of the manifest, or of the hub's cache.
 
     Raises:
         ModelError: names the first file that is missing or differs.
     """
-    expected = _expected(folder)
+    again = f"delete the folder {shown(folder)} and run the notebook that made it again"
+    try:
+        expected = read_manifest(folder)
+    except FileNotFoundError:  # the hub's cache names the content of each large file by its sha256
+        stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
+        expected = {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+        again = None
     for name, digest in zip(expected, hash_files([folder / name for name in expected]), strict=True):
         if digest != expected[name]:
-            again = f"delete {(folder / name).resolve()} and run this again to fetch it"
-            if (folder / MANIFEST).is_file():
-                again = f"delete the folder {shown(folder)} and run the notebook that made it again"
-            raise ModelError(
-                f"{shown(folder / name)} is missing or damaged: its sha256 is not the one expected; {again}"
-            )
-
-
-def _expected(folder: Path) -> dict[str, str]:
-    """sha256 by file; the hub's cache names the content of each large file by its sha256. Empty where none is known."""
-    if (folder / MANIFEST).is_file():
-        with reading(folder):
-            return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
-    return {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+            remedy = again or f"delete {(folder / name).resolve()} and run this again to fetch it"
+            raise ModelError(f"{shown(folder / name)} is missing or damaged: its sha256 does not match; {remedy}")
 
 
 def hash_files(files: list[Path]) -> list[str | None]:
@@ -98,13 +107,22 @@ def hash_files(files: list[Path]) -> list[str | None]:
         return list(threads.map(lambda file: sha256(file) if file.is_file() else None, files))
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, computed once for each state of it: gigabytes of weights are hashed more than once."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
+def check_replaceable(folder: Path) -> None:
+    """Make sure that replacing a folder loses nothing: it is absent, empty, or holds only what this project wrote.
 
-
-@cache
-def _sha256(path: Path, *_) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    Raises:
+        ModelError: says what is there.
+    """
+    if folder.is_symlink():
+        found = f"is a link to {os.readlink(folder)}"
+    elif not folder.exists():
+        return
+    elif not folder.is_dir():
+        found = "is a file"
+    else:
+        names = {f.name for f in folder.iterdir()}
+        known = {MANIFEST, *read_manifest(folder)} if MANIFEST in names else set()
+        if names <= known:
+            return
+        found = f"holds {min(names - known)!r}, which this project did not write"
+    raise ModelError(f"{shown(folder)} {found}, so it is left alone: move it away, or choose another folder")

@@ -1,0 +1,140 @@
+"""The usual wrong answers to the exercises of 00 to 04 are told why."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+from helpers import records
+from helpers.engine.updates import base_tensor
+from helpers.exercises import comparison, machine, training
+from helpers.exercises import data as rows
+from helpers.memory import SHAPES, lora_parameters
+from helpers.settings import IGNORED, settings_for
+from helpers.sources import resolve
+
+import torch
+from peft import LoraConfig
+
+
+def test_00_wrong_answers_are_told_why():
+    assert "gradient" in machine.bytes_kept(4, 12).message
+    assert "too much" in machine.bytes_kept(8, 16).message
+    assert "divide" in machine.bytes_kept(8_000_000, 12).message
+    shape = SHAPES["SmolLM2-135M"]
+    assert (
+        "weights: this is counted by parameter" in machine.parts_that_grow({"weights", "logits"}, shape=shape).message
+    )
+    assert "one is missing" in machine.parts_that_grow(["activations"], shape=shape).message
+    assert "no part is called" in machine.parts_that_grow({"activation"}, shape=shape).message
+    card = {"shape": SHAPES["Llama-2-7B"], "method": "lora", "memory": 24e9, "length": 512}
+    verdicts = [machine.largest_batch(n, **card) for n in range(1, 9)]
+    assert [v.state for v in verdicts].count("right") == 1
+    assert "one more" in verdicts[0].message and "there are 24.0 GB" in verdicts[-1].message
+    assert "whole number" in machine.largest_batch(2.5, **card).message
+
+
+def test_01_wrong_answers_are_told_why(tiny, tokenizer, data):
+    longest = max(len(e.input_ids) for part in (data.train, data.validation, data.test, data.harder) for e in part)
+    given = {"settings": tiny, "tokenizer": tokenizer}
+    assert rows.smallest_max_length(longest, **given).state == "right"
+    assert "rows are dropped" in rows.smallest_max_length(longest - 1, **given).message
+    assert "loses none either" in rows.smallest_max_length(longest + 1, **given).message
+
+    example, eos = data.train[0], tokenizer.eos_token_id
+
+    def broken(change):
+        row = copy.deepcopy(example)
+        change(row)
+        return rows.never_stops(row, example=example, tokenizer=tokenizer).message
+
+    assert "still among the labels" in broken(lambda row: None)
+    assert "input_ids changed" in broken(lambda row: row.input_ids.pop())
+    assert "one label for each token" in broken(lambda row: row.labels.pop())
+    assert "some of them of the answer" in broken(lambda row: setattr(row, "labels", [IGNORED] * len(row.labels)))
+    assert "has the label -100" in broken(
+        lambda row: setattr(row, "labels", [tokenizer.pad_token_id if x == eos else x for x in row.labels])
+    )
+
+    talk = [{"role": r, "content": "Two?"} for r in ("user", "assistant")] * 2
+    assert "more than the last answer" in rows.two_turns(talk, 1, tokenizer=tokenizer).message
+    assert "Count the turns" in rows.two_turns(talk, 4, tokenizer=tokenizer).message
+    assert "two questions" in rows.two_turns(talk[:2], 2, tokenizer=tokenizer).message
+    assert rows.two_turns([{"role": "system", "content": "Be short."}, *talk], 2, tokenizer=tokenizer).state == "right"
+
+
+def pretend(monkeypatch, **fields) -> dict:
+    """Let the checks get records with these fields instead of training; what is put into the result stands for a run."""
+    special = {}
+    monkeypatch.setattr(
+        training, "train", lambda settings, _: SimpleNamespace(record=SimpleNamespace(**special.get(settings, fields)))
+    )
+    return special
+
+
+def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypatch):
+    shape = resolve(tiny).shape
+
+    def config(**changes):
+        return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
+
+    now = lora_parameters(shape, tiny.rank, tiny.targets)
+    verdicts = [training.doubled_rank(n, config(), settings=tiny) for n in (2 * now, now, 4 * now, 2 * now + 1)]
+    assert [v.state for v in verdicts] == ["right"] + ["not yet"] * 3
+    assert "of before" in verdicts[1].message and "added, not multiplied" in verdicts[2].message
+    half = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    assert "two things changed" in training.doubled_rank(2 * now, half, settings=tiny).message
+    fewer = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert "same layers" in training.doubled_rank(2 * now, fewer, settings=tiny).message
+    assert "class LoraConfig for wider" in training.doubled_rank(2 * now, {"r": 16}, settings=tiny).message
+
+    given = {"settings": tiny, "tokenizer": tokenizer, "prompt": data.test[0].prompt}
+    assert "B is still zero" in training.bad_start(config(init_lora_weights="gaussian"), **given).message
+
+    few = tiny.change(runs_dir=str(tmp_path), max_steps=3)
+    given = {"few": few, "rows": data}
+    assert "would see different rows" in training.same_step_fewer_activations(few.change(batch_size=4), **given).message
+    assert "100 %" in training.same_step_fewer_activations(few.change(learning_rate=1e-4), **given).message
+    own = tiny.change(max_steps=3, batch_size=4)
+    assert "over your own run" in training.same_step_fewer_activations(own, **given).message
+    trained = pretend(monkeypatch, steps=[{"loss": 5.0}, {"loss": 4.0}])
+    assert training.same_step_fewer_activations(few.change(checkpointing=True), **given).state == "right"
+    trained[few.change(checkpointing=True)] = {"steps": [{"loss": 5.0}, {"loss": 3.0}]}
+    verdict = training.same_step_fewer_activations(few.change(checkpointing=True), **given)
+    assert "do not compute the same step" in verdict.message
+
+
+def test_03_wrong_answers_are_told_why(tiny, data, tmp_path, monkeypatch):
+    weight = base_tensor(resolve(tiny).folder, "model.layers.0.self_attn.q_proj.weight")
+    assert "rest rounds it away" in training.half_move(1e-7, weight=weight).message
+    assert "smaller" in training.half_move(1e-2, weight=weight).message
+    assert training.stops_at(0.03125, rate=1e-4).state == "right"
+    assert "never gets as far" in training.stops_at(1, rate=1e-4).message
+    assert "still moves" in training.stops_at(torch.tensor(0.01), rate=1e-4).message
+    slow = settings_for("tiny", "full", runs_dir=str(tmp_path), max_steps=2)
+    fast = slow.change(learning_rate=4 * slow.learning_rate)
+    given = {"slow": slow, "fast": fast, "rows": data}
+    pretend(monkeypatch, update=[{"relative_norm": 0.01}])[fast] = {"update": [{"relative_norm": 0.035}]}
+    assert "gradients may be alike" in training.farther_by(1, **given).message
+    assert "divides the gradient" in training.farther_by(16, **given).message  # the square
+    assert training.farther_by(4, **given).state == training.farther_by(3, **given).state == "right"
+
+
+def test_04_wrong_answers_are_told_why(runs):
+    given = {"share": 0.9, "half_width": 0.02}
+    assert "too wide" in comparison.questions_needed(400, **given).message
+    assert "fewer would do" in comparison.questions_needed(2000, **given).message
+    assert "one-sided" in comparison.wins_needed(5, losses=0).message
+    assert "too often" in comparison.wins_needed(4, losses=0).message
+    assert "so is 6 to 0" in comparison.wins_needed(7, losses=0).message
+    assert "not even be ahead" in comparison.wins_needed(3, losses=3).message
+    found = records.load_series(runs.folder / "tiny")
+    last = found[-1]
+    rows = replace(last, seed=9, evaluation=last.evaluation | {"fingerprint": "0"})
+    assert "that was step 2" in comparison.refused(rows, records=found).message
+    rate = replace(last, seed=9, settings=last.settings | {"learning_rate": 1e-9})
+    assert "may differ" in comparison.refused(rate, records=found).message
+    for change in (
+        {"model": last.model | {"fingerprint": "0"}},
+        {"decisions": last.decisions | {"precision": {"value": "fp8"}}},
+    ):
+        assert comparison.refused(replace(last, seed=9, **change), records=found).state == "right"

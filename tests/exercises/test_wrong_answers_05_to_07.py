@@ -1,0 +1,94 @@
+"""The usual wrong answers to the exercises of 05 to 07 are told why."""
+
+from helpers import models
+from helpers.exercises import devices, four_bit
+from helpers.exercises import inference as using
+from helpers.settings import IGNORED
+
+import torch
+
+
+def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
+    given = {"examples": data.test, "tokenizer": tokenizer}
+    right = max(sum(label != IGNORED for label in e.labels) for e in data.test)
+    assert using.room_to_answer(right, **given).state == "right"
+    assert "but not its" in using.room_to_answer(right - 1, **given).message
+    assert "question as well" in using.room_to_answer(max(len(e.input_ids) for e in data.test), **given).message
+    assert "would be cut" in using.room_to_answer(3, **given).message
+
+    def load():
+        return models.load_trained(runs.settings("lora")).eval()
+
+    prompts = [e.prompt for e in data.test[:4]]
+    everything = using.padded_right(range(4), load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
+    assert "what stands before it" in everything.message
+    one = using.padded_right(3, load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
+    assert "give a set for same" in one.message
+
+    def both(model, factor):
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.data *= factor
+
+    assert "a quarter of the update" in using.scaled_adapter(both, load=load).message
+    assert "1.00 of the update" in using.scaled_adapter(lambda model, factor: model, load=load).message
+    assert "no adapter left" in using.scaled_adapter(lambda model, _: model.merge_and_unload(), load=load).message
+
+
+def test_06_wrong_answers_are_told_why(solved):
+    names = solved("06_qlora")[1]
+    W, update, levels = (names[name] for name in ("W", "update", "levels"))
+    quantiser = {name: names[name] for name in ("quantise", "dequantise")}
+    bits = {"quantise": names["quantise"], "levels": levels, "block": 32, "group": 256}
+    for wrong, why in ((5, "fp32 number for each"), (4.25, "have a scale too"), (4.127, "blocks of 64"), (4, "without the"),
+                       (0.532, "in bytes"), (4.5, "for each weight, each block")):  # fmt: skip
+        assert why in four_bit.bits_a_weight(wrong, **bits).message
+    held = names["dequantise"](names["codes"], names["scales"], levels, W.shape)
+    again = names["dequantise"](*names["quantise"](held + update, levels), levels, W.shape)
+    given = {"original": W, "codes": names["codes"], "scales": names["scales"], "levels": levels, "update": update}
+    for wrong, why in ((W + update, "never on these weights"), (again, "fall back"), (held, "without the adapter"),
+                       (W, "not the one"), (held - update, "did the adapter see"), (again.T[:8], "its shape is"),
+                       (names["codes"].tolist(), "class Tensor")):  # fmt: skip
+        assert why in four_bit.merged_right(wrong, **given, **quantiser).message
+    given = {"weight": W, "levels": levels}
+    for wrong, why in ((levels, "closest to all"), (torch.linspace(-1, 1, 15), "NF4's"), (levels.flip(0), "ascend"),
+                       (torch.linspace(-1, 1, 32), "4 bits can name 16")):  # fmt: skip
+        assert why in four_bit.better_levels(wrong, **given, **quantiser).message
+    mine = names["mine"]
+    assert "zero would not stay" in four_bit.better_levels(mine[mine != 0].tolist(), **given, **quantiser).message
+
+
+def test_07_wrong_answers_are_told_why(solved):
+    names = solved("07_multi_gpu")[1]
+    each, fewest, card = names["each"], names["fewest"], names["model_70b"] | {"devices": 8}
+    for wrong, why in ((8 * each, "together"), (each / 8, "weights alone"), (each * 3 / 4, "masters"), (each * 1e9, "not for"),
+                       (each / 2, "2 + 2 + 4 + 8")):  # fmt: skip
+        assert why in devices.fewest_devices(wrong, fewest, **card).message
+    alone = -(-each * 8 * 1e9 // card["memory"])
+    for wrong, why in (
+        (alone, "not divide"),
+        (fewest - 1, "each needs"),
+        (fewest + 1, "one device fewer"),
+        (1.5, "whole number"),
+        (0, "no number"),
+    ):
+        assert why in devices.fewest_devices(each, wrong, **card).message
+    assert devices.fewest_devices(140, fewest, **card).state == "right"  # 70 billion, as the name says
+
+    P, n = 2, (names["n0"], names["n1"])
+    means = {"parts": (names["eight"][:4], names["eight"][4:]), "load": names["fresh"], "gradient": names["gradient"]}
+    for wrong, why in (((1, 1), "mean of means"), ([k / sum(n) for k in n], "divides by 2"), (n, "a mean times"),
+                       ([sum(n) / k / P for k in n], "upside down"), ((2, 0), "sums over tokens"), ([1], "2 factors")):  # fmt: skip
+        assert why in devices.factors_of_means(wrong, **means).message
+
+    cut = {"gradient": names["matrix"], "limit": 1.0}
+    sends, clips = names["sends"], names["clips"]
+
+    def own(shard, numbers, limit):
+        return shard * min(1.0, limit / shard.norm())
+
+    for wrong, why in (((lambda shard: shard, clips), "one is enough"), ((sends, own), "own norm"),
+                       ((lambda shard: shard.norm(), lambda s, n, limit: s * min(1.0, limit / sum(n))), "add up"),
+                       ((sends, lambda s, n, limit: s * limit / sum(n) ** 0.5), "below the limit"),
+                       ((sends, lambda s, *_: s), "does not clip"), ((sends, lambda *_: None), "returns nothing")):  # fmt: skip
+        assert why in devices.clipped_in_parts(*wrong, **cut).message
