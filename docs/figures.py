@@ -38,21 +38,22 @@ WHAT = {
     "11": "continue after fine-tuning with GRPO and DPO",
 }
 METHODS = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}
-SPEED = {
-    "as published: fp32, padded": "LoRA as published: fp32, padded rows", "8,192 tokens a step": "LoRA on q and v, 8,192 tokens per step",
-    "Liger kernels, 8,192": 'the same with `kernels="liger"`', "each layer compiled": "the same with `compile=True`",
-    "all-linear, compiled, 8,192": "LoRA on all linear layers, compiled", "QLoRA, compiled, 2,048": "QLoRA on q and v, 2,048 tokens per step, compiled",
-    "full, compiled, 8,192": "full, bf16 with fp32 master copies, compiled",
-}  # fmt: skip
-RIVALS = {"LoRA q,v": "each layer compiled", "LoRA all-linear": "all-linear, compiled, 8,192",
-          "QLoRA q,v, 2,048": "QLoRA, compiled, 2,048", "full, fused AdamW": "full, compiled, 8,192"}  # fmt: skip
+# a row of speed-7b.json, what the page calls it, and the row of unsloth-7b.json to set beside it
+SPEED = (
+    ("as published: fp32, padded", "LoRA as published: fp32, padded rows", None),
+    ("8,192 tokens a step", "LoRA on q and v, 8,192 tokens per step", None),
+    ("Liger kernels, 8,192", 'the same with `kernels="liger"`', None),
+    ("each layer compiled", "the same with `compile=True`", "LoRA q,v"),
+    ("all-linear, compiled, 8,192", "LoRA on all linear layers, compiled", "LoRA all-linear"),
+    ("QLoRA, compiled, 2,048", "QLoRA on q and v, 2,048 tokens per step, compiled", "QLoRA q,v, 2,048"),
+    ("full, compiled, 8,192", "full, bf16 with fp32 master copies, compiled", "full, fused AdamW"),
+)
 
 
-def table(header: str, rows: list[list]) -> str:
-    """A Markdown table; ``header`` names its columns, joined by ``|``."""
-    columns = header.split("|")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).strip() for cell in line) + " |" for line in lines)
+def table(rows: list[str]) -> str:
+    """A Markdown table; each row, the header first, joins its cells by ``|``."""
+    rows = [rows[0], "|".join(["---"] * (rows[0].count("|") + 1)), *rows[1:]]
+    return "\n".join(f"| {row.replace('|', ' | ')} |" for row in rows)
 
 
 def duration(seconds: float | None) -> str:
@@ -64,7 +65,8 @@ def duration(seconds: float | None) -> str:
 
 
 def gigabytes(size: float | None) -> str:
-    return f"{size / 1e9:.1f} GB" if size and size > 1e8 else "-"
+    """Bytes in GB; a dash for less than 0.1 GB or where nothing was measured."""
+    return f"{size / GB:.1f} GB" if size and size > 1e8 else "-"
 
 
 def measured(series: str) -> dict[str, dict]:
@@ -72,73 +74,53 @@ def measured(series: str) -> dict[str, dict]:
     return {row["notebook"]: row for row in load_table(f"series-{series}")["rows"]}
 
 
-def linked(notebook: Path, page: Path) -> str:
-    """Number and title of a notebook, as a link from a page."""
-    first = nbformat.read(notebook, 4).cells[0].source
-    return f"[{notebook.stem[:2]} {first.partition(chr(10))[0].lstrip('# ')}]({os.path.relpath(notebook, page.parent)})"
+def where(series: str) -> str:
+    """Device and date of a measured series."""
+    about = load_table(f"series-{series}")
+    return f"{about['device']}, {about['date']}"
 
 
 def notebooks(page: Path) -> str:
     """README: what each notebook does and how long it takes."""
-    times, about = measured("small-cpu"), load_table("series-small-cpu")
-    rows = []
+    times, rows = measured("small-cpu"), ["notebook|what you do|minutes"]
     for path in find_notebooks():
-        seconds = times.get(path.stem, {}).get("seconds")
-        rows.append([linked(path, page), WHAT[path.stem[:2]], f"{seconds / 60:.1f}" if seconds else "-"])
+        title = nbformat.read(path, 4).cells[0].source.splitlines()[0].lstrip("# ")
+        minutes = f"{times[path.stem]['seconds'] / 60:.1f}" if path.stem in times else "-"
+        link = os.path.relpath(path, page.parent)
+        rows.append(f"[{path.stem[:2]} {title}]({link})|{WHAT[path.stem[:2]]}|{minutes}")
     total = sum(row["seconds"] for row in times.values()) / 60
-    return table("notebook|what you do|minutes", rows) + (
-        f"\n\n`make run-all` took {total:.0f} minutes on {about['device']} ({about['date']})."
-    )
+    return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} in total ({where('small-cpu')})."
 
 
 def series_small(page: Path) -> str:
     """The series on `small`: time and memory on a CPU, time on a GPU."""
     cpu, gpu = measured("small-cpu"), measured("small-h200")
-    rows = []
-    for path in find_notebooks():
-        here, there = cpu.get(path.stem, {}), gpu.get(path.stem, {})
+    rows = [f"notebook|{where('small-cpu')}|main memory there|{where('small-h200')}"]
+    for name in (path.stem for path in find_notebooks()):
+        here, there = cpu.get(name, {}), gpu.get(name, {})
         more = f" ({there['devices']} GPUs)" if there.get("devices", 1) > 1 else ""
-        rows.append(
-            [
-                path.stem,
-                duration(here.get("seconds")),
-                gigabytes(here.get("resident")),
-                duration(there.get("seconds")) + more,
-            ]
-        )
-    names = [
-        f"{load_table(f'series-{name}')['device']}, {load_table(f'series-{name}')['date']}"
-        for name in ("small-cpu", "small-h200")
-    ]
-    return table(f"notebook|{names[0]}|main memory there|{names[1]}", rows)
+        times = [duration(row.get("seconds")) for row in (here, there)]
+        rows.append(f"{name}|{times[0]}|{gigabytes(here.get('resident'))}|{times[1]}{more}")
+    return table(rows)
 
 
 def series_7b(page: Path) -> str:
     """The series on the shape of Llama-2-7B, on a GPU."""
-    rows = [
-        [
-            name,
-            duration(row["seconds"]),
-            gigabytes(row["peak_memory"]),
-            gigabytes(row["resident"]),
-            row["devices"],
-            row["finished"][:10],
-        ]
-        for name, row in sorted(measured("7b").items())
-    ]
-    return table("notebook|time|GPU memory|main memory|GPUs|date", rows)
+    rows = ["notebook|time|GPU memory|main memory|GPUs|date"]
+    for name, row in sorted(measured("7b").items()):
+        memory = f"{gigabytes(row['peak_memory'])}|{gigabytes(row['resident'])}"
+        rows.append(f"{name}|{duration(row['seconds'])}|{memory}|{row['devices']}|{row['finished'][:10]}")
+    return table(rows)
 
 
 def machine(page: Path) -> str:
     """Instructor: how long the machine works in each notebook, and how much of it is training."""
-    times, about, records = measured("small-cpu"), load_table("series-small-cpu"), load_reference("small-cpu")
-    training = {"02": ("lora", 0), "03": ("full", 0)}
-    alone = {(r.method, r.seed): r.training.get("train_seconds") for r in records}
-    rows = []
-    for path in find_notebooks():
-        seconds = times.get(path.stem, {}).get("seconds")
-        rows.append([path.stem, duration(seconds), duration(alone.get(training.get(path.stem[:2])))])
-    return table("notebook|machine time|training alone", rows) + f"\n\nMeasured on {about['device']}, {about['date']}."
+    times, rows = measured("small-cpu"), ["notebook|machine time|training alone"]
+    alone = {(r.method, r.seed): r.training.get("train_seconds") for r in load_reference("small-cpu")}
+    training = {"02_lora_train": alone.get(("lora", 0)), "03_full_train": alone.get(("full", 0))}
+    for name in (path.stem for path in find_notebooks()):
+        rows.append(f"{name}|{duration(times.get(name, {}).get('seconds'))}|{duration(training.get(name))}")
+    return f"{table(rows)}\n\nMeasured on {where('small-cpu')}."
 
 
 def seats(page: Path) -> str:
@@ -148,87 +130,67 @@ def seats(page: Path) -> str:
 
 def profiles(page: Path) -> str:
     """Each profile: model, data, rows, steps, adapter, memory."""
-    rows = []
-    for name, settings in PROFILES.items():
-        memory = "-"
+    rows = ["profile|model|data|training|longest row, tokens|rank, alpha|GPU memory, LoRA|GPU memory, full"]
+    for name, s in PROFILES.items():
+        memory = ["-", "-"]
         if name in cards.SHAPE:
-            peaks = [[cards.peak(name, method, less) / GB for less in (False, True)] for method in ("lora", "full")]
-            memory = ", ".join(
-                f"{METHODS[m]} {a:.3g} GB ({b:.3g})" for m, (a, b) in zip(("lora", "full"), peaks, strict=True)
-            )
-        model = settings["model"].rpartition("/")[2]
-        steps = f"{settings['train_rows']:,} rows, {settings['max_steps']} steps of {settings['batch_size']}"
-        adapter = f"{settings['rank']}, {settings['alpha']}"
-        rows.append([f"`{name}`", model, settings["data"], steps, f"{settings['max_length']:,}", adapter, memory])
-    return table("profile|model|data|training|longest row, tokens|rank, alpha|predicted GPU memory", rows)
+            peaks = ([cards.peak(name, method, less) / GB for less in (False, True)] for method in ("lora", "full"))
+            memory = [f"{plain:.3g} ({less:.3g}) GB" for plain, less in peaks]
+        training = f"{s['train_rows']:,} rows, {s['max_steps']} steps of {s['batch_size']}"
+        model, sizes = s["model"].rpartition("/")[2], f"{s['max_length']:,}|{s['rank']}, {s['alpha']}"
+        rows.append(f"`{name}`|{model}|{s['data'].rpartition('/')[2]}|{training}|{sizes}|{'|'.join(memory)}")
+    return table(rows)
 
 
 def speed(page: Path) -> str:
     """Tokens per second of the Llama-2-7B shape, by setting."""
-    found = {row["name"]: row for row in load_table("speed-7b")["rows"]}
-    rows = [
-        [label, f"{found[name]['tokens_per_second']:,}", found[name]["tflops"], f"{found[name]['peak_gb']} GB"]
-        for name, label in SPEED.items()
-    ]
-    return table("setting|tokens per second|TFLOP/s|peak memory", rows)
+    runs = {row["name"]: row for row in load_table("speed-7b")["rows"]}
+    rows = ["setting|tokens per second|TFLOP/s|peak memory"]
+    for name, label, _ in SPEED:
+        rows.append(f"{label}|{runs[name]['tokens_per_second']:,}|{runs[name]['tflops']}|{runs[name]['peak_gb']} GB")
+    return table(rows)
 
 
 def unsloth(page: Path) -> str:
-    """The same rows through Unsloth."""
-    here = {row["name"]: row for row in load_table("speed-7b")["rows"]}
-
-    def cell(row: dict | None) -> str:
-        return f"{row['tokens_per_second']:,}, {row['peak_gb']} GB" if row else "-"
-
-    found = {row["name"]: row for row in load_table("unsloth-7b")["rows"]}
-    rows = [
-        [SPEED[name], cell(here[name]), *(cell(found[rival].get(way)) for way in ("trainer", "bare"))]
-        for rival, name in RIVALS.items()
-    ]
-    rows[0][0] = "LoRA on q and v, compiled"
-    return table("setting|here|Unsloth's trainer|Unsloth's model, plain loop", rows)
+    """The same rows through Unsloth: its trainer, and a plain loop over its model."""
+    here, there = ({row["name"]: row for row in load_table(name)["rows"]} for name in ("speed-7b", "unsloth-7b"))
+    rows = ["setting|here|Unsloth's trainer|Unsloth's model, plain loop"]
+    for name, label, rival in SPEED:
+        if rival:
+            runs = (here[name], there[rival].get("trainer"), there[rival].get("bare"))
+            cells = (f"{run['tokens_per_second']:,}, {run['peak_gb']} GB" if run else "-" for run in runs)
+            rows.append(f"{label.replace('the same', 'LoRA on q and v')}|{'|'.join(cells)}")
+    return table(rows)
 
 
 def two_gpus(page: Path) -> str:
     """One GPU and two, on rows of 2,048 tokens."""
     runs = {(run["method"], run["devices"]): run for run in load_table("two-devices-7b")["runs"]}
-    rows = []
+    rows = ["method|one H200|two H200|factor"]
     for method in ("lora", "full"):
-        one, two = runs[method, 1], runs[method, 2]
-        cells = [
-            f"{run['tokens_per_second']:,.0f}, {max(r['peak'] for r in run['ranks']) / GB:.1f} GB" for run in (one, two)
-        ]
-        rows.append(
-            [
-                METHODS[method],
-                cells[0],
-                f"{cells[1]} each",
-                f"{two['tokens_per_second'] / one['tokens_per_second']:.2f}",
-            ]
-        )
-    return table("|one H200|two H200s|times", rows)
+        rates = [runs[method, count]["tokens_per_second"] for count in (1, 2)]
+        peaks = [max(rank["peak"] for rank in runs[method, count]["ranks"]) / GB for count in (1, 2)]
+        cells = "|".join(f"{rate:,.0f}, {peak:.1f} GB" for rate, peak in zip(rates, peaks, strict=True))
+        rows.append(f"{METHODS[method]}|{cells} each|{rates[1] / rates[0]:.2f}")
+    return table(rows)
 
 
 def story(page: Path) -> str:
     """The one figure, with what it shows as its description and in a sentence."""
     groups = by_method(load_reference("small-cpu"))
     peaks = {m: max(r.memory["predicted"]["total"] for r in runs) / GB for m, runs in groups.items() if m != "base"}
-    memory = " and ".join(f"{METHODS[m]} {peak:.2g} GB" for m, peak in peaks.items())
-    right = {m: "{} of {}".format(*accuracy(runs)) for m, runs in groups.items()}
-    answers = ", ".join(f"{METHODS[m]} {count}" for m, count in right.items())
+    memory = ", ".join(f"{METHODS[m]} {peak:.2g} GB" for m, peak in peaks.items())
+    answers = ", ".join(f"{METHODS[m]} {'{} of {}'.format(*accuracy(runs))}" for m, runs in groups.items())
     image = os.path.relpath(ROOT / "notebooks/images/small-cpu.png", page.parent)
-    trained = groups["lora"]
+    runs, last = len(groups["lora"]), groups["lora"][-1]
+    shown = f"Predicted peak memory: {memory}. Right answers: {answers}."
     return (
-        f"![Three panels. Training loss by step for LoRA and full fine-tuning. Predicted peak memory: {memory}. Right answers: {answers}.]({image})\n\n"
-        f"One run of {METHODS['lora']} and one of {METHODS['full']} for each of {len(trained)} seeds, on {trained[0].device['name']},\n"
-        f"{max(r.finished for r in trained)[:10]}. Predicted memory: {memory}.\nRight answers: {answers}."
+        f"![Three panels. Training loss by step for LoRA and full fine-tuning. {shown}]({image})\n\n"
+        f"{runs} runs with LoRA and {runs} with all parameters ({last.device['name']}, {last.finished[:10]}).\n{shown}"
     )
 
 
-BLOCKS = {
-    f.__name__: f
-    for f in (notebooks, series_small, series_7b, machine, seats, profiles, speed, unsloth, two_gpus, story)
-}
+BLOCKS = (notebooks, series_small, series_7b, machine, seats, profiles, speed, unsloth, two_gpus, story)
 
 
 def pages() -> list[Path]:
@@ -238,21 +200,19 @@ def pages() -> list[Path]:
 
 def renewed(page: Path) -> str:
     """The text of a page with its generated blocks written anew."""
-    return BLOCK.sub(
-        lambda block: f"{block[1]}\n{BLOCKS[block[2]](page)}\n\n{block[3]}", page.read_text(encoding="utf-8")
-    )
+    write = {function.__name__: function for function in BLOCKS}
+    text = page.read_text(encoding="utf-8")
+    return BLOCK.sub(lambda block: f"{block[1]}\n{write[block[2]](page)}\n\n{block[3]}", text)
 
 
 def keep(folder: Path, name: str) -> Path:
-    """Keep time and memory of each notebook of a run, such as ``runs/small``, as ``helpers/reference/series-<name>.json``."""
+    """Keep time and memory of each notebook that passed in a run, such as ``runs/small``, as a table in the reference."""
     from helpers.device import describe
 
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))["notebooks"]
-    rows = [
-        {"notebook": n, "seconds": e["seconds"], "resident": e.get("peak")}
-        for n, e in status.items()
-        if e["status"] == "ok"
-    ]
+    rows = []
+    for notebook, entry in json.loads((folder / "status.json").read_text(encoding="utf-8"))["notebooks"].items():
+        if entry["status"] == "ok":
+            rows.append({"notebook": notebook, "seconds": entry["seconds"], "resident": entry.get("peak")})
     target = REFERENCE / f"series-{name}.json"
     content = {"what": f"The series in {folder.name}", "date": now()[:10], "device": describe().name, "rows": rows}
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -260,8 +220,8 @@ def keep(folder: Path, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m docs.figures", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("keep", nargs="*", metavar="keep FOLDER NAME", help="keep the times of a run first")
+    parser = argparse.ArgumentParser(prog="python -m docs.figures", description=__doc__.partition("\n")[0])
+    parser.add_argument("keep", nargs="*", metavar="keep FOLDER NAME", help="first keep the times of a run")
     given = parser.parse_args().keep
     if given:
         print(keep(Path(given[1]), given[2]))

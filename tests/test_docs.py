@@ -1,5 +1,6 @@
 """The pages: what is generated in them is up to date, README stays short, and the instructor's pages fit the notebooks."""
 
+import json
 import re
 
 from docs import figures
@@ -21,6 +22,16 @@ def test_a_block_is_renewed_and_the_text_around_it_stays(tmp_path):
     text = figures.renewed(page)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| `small`, lora | " in text
+
+
+def test_the_times_of_a_run_are_kept_without_those_of_a_notebook_that_failed(tmp_path, monkeypatch):
+    entries = {"00_a": {"status": "ok", "seconds": 61.2, "peak": 5e8}, "01_b": {"status": "failed", "seconds": 3}}
+    (tmp_path / "status.json").write_text(json.dumps({"notebooks": entries}))
+    monkeypatch.setattr(figures, "REFERENCE", tmp_path)
+    content = json.loads(figures.keep(tmp_path, "here").read_text())
+    assert content["rows"] == [{"notebook": "00_a", "seconds": 61.2, "resident": 5e8}] and content["device"]
+    assert (figures.duration(61.2), figures.duration(59), figures.duration(None)) == ("1 min 1 s", "59 s", "-")
+    assert (figures.gigabytes(5e8), figures.gigabytes(None)) == ("0.5 GB", "-")
 
 
 def test_the_readme_fits_on_a_few_screens_and_shows_what_a_newcomer_needs():
