@@ -30,7 +30,7 @@ WHAT = {
     "03": "train every parameter on the same rows",
     "04": "compare the two methods from their records",
     "05": "chat with the models, merge the adapter, save and reload",
-    "06": "quantize to 4 bits by hand, train on top, merge correctly",
+    "06": "quantise to 4 bits by hand, train on top, merge correctly",
     "07": "train on several GPUs, or on two CPU processes",
     "08": "serve the merged model and write its model card",
     "09": "speed up training one change at a time",
@@ -183,11 +183,12 @@ def story(page: Path) -> str:
     answers = ", ".join(f"{METHODS[m]} {'{} of {}'.format(*accuracy(runs))}" for m, runs in groups.items())
     image = os.path.relpath(ROOT / "notebooks/images/small-cpu.png", page.parent)
     runs, last = len(groups["lora"]), groups["lora"][-1]
-    shown = f"Predicted peak memory: {memory}. Right answers: {answers}."
-    return (
-        f"![Three panels. Training loss by step for LoRA and full fine-tuning. {shown}]({image})\n\n"
-        f"{runs} runs with LoRA and {runs} with all parameters ({last.device['name']}, {last.finished[:10]}).\n{shown}"
+    device = last.device["name"].partition(", ")[0]
+    panels = (
+        f"Left: the training loss of {runs} runs for each method. Middle: predicted peak memory ({memory}).\n"
+        f"Right: questions answered correctly that no run was trained on ({answers}), with 95 % intervals."
     )
+    return f"![{panels.replace(chr(10), ' ')}]({image})\n\n{panels} Run on {device}, {last.finished[:10]}."
 
 
 BLOCKS = (notebooks, series_small, series_7b, machine, seats, profiles, speed, unsloth, two_gpus, story)
