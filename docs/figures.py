@@ -15,7 +15,7 @@ from pathlib import Path
 
 from docs import seats as cards
 from helpers.comparison import accuracy, by_method
-from helpers.headless.runner import find_notebooks
+from helpers.headless import find_notebooks
 from helpers.memory import GB
 from helpers.records import REFERENCE, load_reference, load_table, now
 from helpers.settings import PROFILES, ROOT

@@ -4,7 +4,7 @@ import json
 import re
 
 from docs import figures
-from helpers.headless.runner import find_notebooks
+from helpers.headless import find_notebooks
 from helpers.settings import ROOT
 
 import nbformat
