@@ -9,7 +9,8 @@ RUNTIME = 1 * GB  # allowed for each process beside what is predicted: the GPU r
 RESERVE = 0.1  # of the card, left free
 ROWS = (("small", "lora"), ("small", "full"), ("llama2-7b", "qlora"), ("llama2-7b", "lora"), ("llama2-7b", "full"),
         ("llama3-8b", "qlora"), ("llama3-8b", "lora"), ("llama3-8b", "full"))  # fmt: skip
-SHAPE = {"small": "SmolLM2-135M", "llama2-7b": "Llama-2-7B", "llama3-8b": "Llama-3-8B"}
+SHAPE = {"small": "SmolLM2-135M", "llama2-7b": "Llama-2-7B", "llama2-7b-r8": "Llama-2-7B",
+         "llama2-7b-r64": "Llama-2-7B", "llama3-8b": "Llama-3-8B"}  # fmt: skip
 
 
 def peak(profile: str, method: str, checkpointing: bool = False) -> float:

@@ -23,6 +23,13 @@ TURNS = (
 )
 
 
+def metamath_row(n: int, words: int) -> dict:
+    """One of three rewordings of question n, as MetaMathQA holds them."""
+    response = f"{n} times {words}.\nThe answer is: $\\frac{{{n}}}{{7}}$"
+    query, original = f"What is {n} x {words}?", f"question {n}"
+    return {"query": query, "original_question": original, "type": "GSM_Rephrased", "response": response}
+
+
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
     """Tiny models in two shards with the file names of the real ones, and small Parquet files in place of the data."""
@@ -37,11 +44,11 @@ def repositories(tmp_path_factory):
         tokenizer.save_pretrained(target)
     assert (folder / "models" / LLAMA2 / "model.safetensors.index.json").is_file()
     guanaco = pandas.DataFrame({"text": [TURNS[n % 2].format(n=n) for n in range(60)]})
-    files = {GUANACO: ("data/train-00000-of-00001-9ad84bb9cf65a42f.parquet", guanaco), METAMATH: (
-        "MetaMathQA-395K.json", pandas.DataFrame([
-            {"query": f"What is {n} x {w}?", "original_question": f"question {n}", "type": "GSM_Rephrased",
-             "response": f"{n} times {w}.\nThe answer is: $\\frac{{{n}}}{{7}}$"} for n in range(40) for w in range(3)
-        ]))}  # fmt: skip
+    rewordings = [metamath_row(n, words) for n in range(40) for words in range(3)]
+    files = {
+        GUANACO: ("data/train-00000-of-00001-9ad84bb9cf65a42f.parquet", guanaco),
+        METAMATH: ("MetaMathQA-395K.json", pandas.DataFrame(rewordings)),
+    }
     for name, (file, frame) in files.items():
         path = folder / "datasets" / name / file
         path.parent.mkdir(parents=True)
@@ -62,7 +69,7 @@ def test_the_walkthroughs_train_from_the_hub_at_pinned_revisions(hub, tmp_path, 
     settings = settings_for(profile, runs_dir=str(tmp_path), max_steps=4)
     record = train(settings, prepare(settings, load_tokenizer(resolve(settings)))).record
     assert record.model["revision"] == PINS[LLAMA2] and record.data["revision"] == PINS[GUANACO]
-    fetched = [path for _, path, status in hub.requests if "/resolve/" in path]
+    fetched = [path for _, path, _ in hub.requests if "/resolve/" in path]
     assert fetched and all(f"/resolve/{PINS[LLAMA2]}/" in p or f"/resolve/{PINS[GUANACO]}/" in p for p in fetched)
     assert record.training["trainable"] == 2 * (settings.rank * (64 + 64) + settings.rank * (64 + 32))  # q and v
     rates = [step["learning_rate"] for step in record.steps]
@@ -95,16 +102,16 @@ def serve_as(hub, name: str) -> str:
     return name
 
 
-def test_a_model_without_a_known_revision_is_resolved_once_and_said(hub, capsys):
+def test_a_model_without_a_known_revision_is_resolved_once_and_reported(hub, capsys):
     settings = settings_for("llama2-7b", model=serve_as(hub, "someone/Llama-2-7b-chat-copy"))
     assert settings.revision is None
-    found = resolve(settings).revision
-    assert found == hub.commit("models", settings.model) and found in capsys.readouterr().out
-    asked = len(hub.requests)
-    assert resolve(settings).revision == found and len(hub.requests) == asked
+    revision = resolve(settings).revision
+    assert revision == hub.commit("models", settings.model) and revision in capsys.readouterr().out
+    requests = len(hub.requests)
+    assert resolve(settings).revision == revision and len(hub.requests) == requests
 
 
-def test_the_gated_original_is_selectable_and_says_what_to_do(hub):
+def test_a_gated_original_is_refused_with_what_to_do(hub):
     settings = settings_for("llama2-7b", model=serve_as(hub, "meta-llama/Llama-2-7b-chat-hf"))
     assert settings.revision == PINS[settings.model]
     hub.faults[settings.model] = "gated"
@@ -115,7 +122,7 @@ def test_the_gated_original_is_selectable_and_says_what_to_do(hub):
 def test_an_adapter_of_the_other_profile_is_refused(hub, tmp_path):
     first, other = settings_for("llama2-7b", runs_dir=str(tmp_path), max_steps=4), settings_for("tiny")
     trained = train(first, prepare(first, load_tokenizer(resolve(first))))
-    said = json.loads((trained.folder / "adapter/base.json").read_text())
-    assert said["revision"] == PINS[LLAMA2]
+    base = json.loads((trained.folder / "adapter/base.json").read_text())
+    assert base["revision"] == PINS[LLAMA2]
     with pytest.raises(ModelError, match=f"was trained on {LLAMA2}"):
         load_adapter(load_base(resolve(other)), resolve(other), trained.folder / "adapter")

@@ -90,12 +90,12 @@ def test_a_damaged_notebook_is_named(book):
         book.run()
 
 
-def test_help_and_readme_tell_the_exit_codes_apart(capsys):
+def test_help_and_the_page_on_running_list_the_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    told, readme = capsys.readouterr().out, (ROOT / "README.md").read_text()
+    listed, page = capsys.readouterr().out, (ROOT / "docs/running.md").read_text()
     for code in {*EXIT.values(), 2}:
-        assert f"\n  {code} " in told and f"| {code} |" in readme
+        assert f"\n  {code} " in listed and f"| {code} |" in page
 
 
 def test_a_formula_that_cannot_be_read_is_shown_as_written(book):
