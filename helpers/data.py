@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from helpers.settings import IGNORED, Settings
-from helpers.sources import DataError, answer_of, make_splits
+from helpers.sources import DataError, answer_of, make_splits, split_conversations
 from helpers.sources.files import Skipped, conversations
 from helpers.sources.rows import answers_to_learn
 from helpers.sources.templates import DATE, RewritesEarlierTurns, tokens_and_labels, writes_date
@@ -102,6 +102,16 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
         sizes = settings.train_rows, settings.validation_rows, settings.test_rows, settings.harder_rows
         splits = {name: [_bundled(row) for row in rows] for name, rows in make_splits(*sizes, seed=0).items()}
         return splits, {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
+    if settings.data == "conversations":
+        made = split_conversations(settings.train_rows, settings.validation_rows, settings.test_rows)
+        splits = {
+            n: [Example(c["messages"], c["topic"], where="a bundled row") for c in rows] for n, rows in made.items()
+        }
+        return (
+            splits | {"harder": []},
+            {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0},
+            None,
+        )
     rows, skipped, revision = conversations(settings)
     different: dict[str, Example] = {}
     for row in rows:  # the same question twice would let the test set leak

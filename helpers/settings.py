@@ -34,7 +34,7 @@ class Settings:
     model: str  # "tiny", "smollm2-135m", a hub id or a folder
     revision: str | None  # 40 hexadecimal digits for a hub model, None for what is made or packaged here
     # the data
-    data: str  # "bundled", a hub id, or a JSONL, CSV or Parquet file
+    data: str  # "bundled" questions, the bundled "conversations", a hub id, or a file of yours
     data_revision: str | None
     train_rows: int
     validation_rows: int
