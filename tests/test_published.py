@@ -7,7 +7,7 @@ from helpers.data import prepare
 from helpers.models import load_adapter, load_base, load_tokenizer
 from helpers.settings import PINS, settings_for
 from helpers.sources import ModelError, resolve
-from helpers.sources.files import parse_llama2
+from helpers.sources.rows import parse_llama2
 from helpers.training import train
 from tests.hub import Hub
 
@@ -83,7 +83,7 @@ def test_guanaco_rows_become_messages_and_render_back_without_a_doubled_token(hu
     texts = {TURNS[n % 2].format(n=n) for n in range(60)}
     for row in data.train + data.test + data.validation:
         text = tokenizer.apply_chat_template(row.messages, tokenize=False)
-        assert text in texts and row.messages == parse_llama2(text, "here")
+        assert text in texts and row.messages == parse_llama2(text)
         assert row.input_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         for token in ("<s>", "</s>"):
             assert row.input_ids.count(tokenizer.convert_tokens_to_ids(token)) == text.count(token)

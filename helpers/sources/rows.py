@@ -1,7 +1,7 @@
 """Rows as conversations: what each column of a data file means.
 
 What carries meaning is used or refused by name. A column that no form uses may pass in four cases: it is empty; it has the
-name of metadata (``id``, ``source``, ``prompt_id``, ``created_at``) and is short; it is a number, a date or an identifier; or
+name of metadata (``id``, ``source``, ``prompt_id``, ``created_at``) and is short; it is a number, a date, a hash or an address; or
 it repeats the conversation. The answer may depend on anything else, so such a row is refused with the column's name.
 """
 
@@ -28,6 +28,7 @@ _METADATA = re.compile(  # the last word of a name such as prompt_id, createdAt 
     "ids?|idx|index|uuid|hash|sha256|md5|ur[il]|link|source|origin|dataset|subset|split|category|categories|type|tags?|license|at"
     "|author|annotator|model|date|time|timestamp|version|scores?|rating|quality|difficulty|length|count|tokens|turns|meta(data)?"
 )
+_IDENTIFIER = re.compile(r"[\d.,:/+ -]+|[\da-fA-F-]{8,}|https?://\S+")  # a number, date or time, a hash, an address
 _MEANING = re.compile("labels?|weight|loss|masked|mask|train")  # where a number would say whether to learn from the row
 
 
@@ -88,8 +89,8 @@ def _pair(row: dict, asked: str, answered: str) -> tuple[list[dict], set[str]]:
     history = [] if is_blank(row.get("history")) else _from_json(row["history"])
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise DataError("history must be a list of pairs of question and answer")
-    messages = [message for turn in history for message in _exchange(*turn)]
-    used = {asked, answered, "history"}
+    before = [{"from": name, "value": t} for turn in history for name, t in zip(("human", "gpt"), turn, strict=True)]
+    messages, used = list(map(_message, before)), {asked, answered, "history"}
     if _are_turns(row[asked]):
         messages += [m | {"weight": 0} if m["role"] == "assistant" else m for m in _listed(row[asked], asked)]
     else:
@@ -122,10 +123,6 @@ def _listed(value: object, column: str) -> list[dict]:
     """The turns of a conversation. A system turn that says nothing is no turn."""
     messages = map(_message, _objects(value, column, " with role and content, or from and value"))
     return [message for message in messages if message["role"] != "system" or message["content"]]
-
-
-def _exchange(question: object, answer: object) -> list[dict]:
-    return [_message({"role": "user", "content": question}), _message({"role": "assistant", "content": answer})]
 
 
 def _message(turn: dict) -> dict:
@@ -213,7 +210,7 @@ def _is_metadata(name: str, value: object) -> bool:
         return word == "weight" and value in (1, "1")
     if isinstance(value, str):
         known = _METADATA.fullmatch(word) and (len(value) <= 80 or " " not in value)
-        return bool(known or re.fullmatch(r"\S*\d\S*", value.strip()))
+        return bool(known or _IDENTIFIER.fullmatch(value.strip()))
     return bool(_METADATA.fullmatch(word)) or isinstance(value, Number | date)
 
 
@@ -246,5 +243,8 @@ def parse_llama2(text: object) -> list[dict]:
         if not mark or "[/INST]" in rest or "SYS>>" in question or re.sub("</?s>", "", after).strip():
             raise DataError("this text breaks the order [INST] question [/INST] answer </s>")
         answer = re.sub("<s>$", "", answer.rstrip())
-        messages += _exchange(question, answer)
+        messages += [
+            _message({"role": "user", "content": question}),
+            _message({"role": "assistant", "content": answer}),
+        ]
     return messages

@@ -13,9 +13,10 @@ import signal
 import threading
 from contextlib import contextmanager
 from datetime import date
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from helpers.settings import IGNORED
+from helpers.sources.manifest import ModelError
 from helpers.sources.rows import DataError, answers_to_learn
 
 DATE = date(2024, 7, 26)  # what Llama 3's template writes where there is no clock
@@ -46,7 +47,8 @@ def render(tokenizer, messages: list[dict], tools: list[dict] | None = None, ans
         answer_next: end with what opens an answer, for the model to go on from.
 
     Raises:
-        DataError: if the template refuses the conversation, fails on it, or does not come to an end.
+        DataError: if the template refuses the conversation or fails on it.
+        ModelError: if it does not come to an end, as it would not for other conversations either.
     """
     messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     try:
@@ -55,6 +57,10 @@ def render(tokenizer, messages: list[dict], tools: list[dict] | None = None, ans
             return tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=template, add_generation_prompt=answer_next, tokenize=False
             )
+    except TimeoutError:
+        raise ModelError(
+            f"the chat template of this model did not finish one conversation in {SECONDS} seconds: use another template"
+        ) from None
     except Exception as error:  # whatever a program may raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"the chat template of this model refuses it: {reason}") from None
@@ -80,7 +86,7 @@ def _time_limit():
         return
 
     def stop(*_):
-        raise TimeoutError(f"it did not finish within {SECONDS} seconds")
+        raise TimeoutError
 
     handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -164,6 +170,7 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
             end an answer, or (:class:`RewritesEarlierTurns`) does not leave earlier turns as they were.
     """
 
+    @cache  # the last answer ends where the conversation does
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -4,7 +4,7 @@ import json
 
 from helpers.data import Example, encode, encode_answers
 from helpers.settings import IGNORED
-from helpers.sources import DataError, templates
+from helpers.sources import DataError, ModelError, templates
 from helpers.sources.templates import RewritesEarlierTurns, end_tokens, render, writes_date
 from tests.sources.conftest import TEMPLATES
 
@@ -177,12 +177,12 @@ def test_rows_do_not_change_at_midnight(speaks, monkeypatch):
         render(tokenizer, [U])
 
 
-def test_an_endless_template_ends_with_a_sentence(speaks, monkeypatch):
+def test_an_endless_template_ends_with_a_sentence_and_not_once_a_row(speaks, monkeypatch):
     monkeypatch.setattr(templates, "SECONDS", 0.2)
     tokenizer = speaks("qwen2_5")
     tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(DataError, match="it did not finish within 0.2 seconds"):
-        render(tokenizer, [U])
+    with pytest.raises(ModelError, match="did not finish one conversation in 0.2 seconds: use another template"):
+        encode_answers(Example(TWO), tokenizer)
 
 
 @pytest.mark.parametrize(
