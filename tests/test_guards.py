@@ -1,19 +1,22 @@
 """Each guard catches the fault of a published walkthrough that it exists for, planted here on purpose."""
 
 import copy
-import dataclasses
+from dataclasses import replace
 
 from helpers import guards
+from helpers.batches import Collator
 from helpers.data import Data, Example
-from helpers.guards import GuardError, WeightWatch
+from helpers.guards import GuardError, WeightWatch, batch_is_supervised
 from helpers.models import adapter_config, load_base
-from helpers.settings import settings_for
+from helpers.settings import IGNORED, settings_for
 from helpers.sources import resolve
 from helpers.training import train
+from tests.shared import collate
 
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import DataCollatorForLanguageModeling
 
 FULL, LORA = settings_for("tiny", "full"), settings_for("tiny", "lora")
 
@@ -99,27 +102,27 @@ def test_bf16_steps_that_move_nothing_are_caught():
             for value in model.parameters():
                 value -= 4e-7
         if moves:
-            assert watch.check(model)[1] == 1.0
+            assert watch.check(model)[0].detail.startswith("100.00 %")
         else:
             with pytest.raises(GuardError, match="lost in rounding"):
                 watch.check(model)
 
 
 def _with(data: Data, example: Example) -> Data:
-    return dataclasses.replace(data, train=[*data.train, example])
+    return replace(data, train=[*data.train, example])
 
 
 @pytest.mark.parametrize("elsewhere", [["embedding", "head"], ["embedding"]])
-def test_a_shard_may_stand_still_but_not_a_whole_tensor(monkeypatch, elsewhere):
+def test_a_shard_may_stay_as_it_was_but_not_a_whole_tensor(elsewhere):
     """The shard of an embedding that holds only tokens of no row gets no gradient."""
     model = torch.nn.Linear(4, 4)
     watch = WeightWatch(model)
-    monkeypatch.setattr(guards.distributed, "gather", lambda mine: [(0.5, ["head"]), (1.0, elsewhere)])
+    changed = [(0.5, ["head"]), (1.0, elsewhere)]
     if "head" in elsewhere:
         with pytest.raises(GuardError, match="1 trained tensors did not change at all, head first"):
-            watch.check(model)
+            watch.check(model, changed)
     else:
-        assert watch.check(model)[1] == 0.75
+        assert watch.check(model, changed)[0].detail.startswith("75.00 %")
 
 
 def test_a_doubled_bos_is_caught(data, tokenizer):
@@ -134,7 +137,7 @@ def test_a_doubled_bos_is_caught(data, tokenizer):
 
 def test_a_missing_eos_a_foreign_token_and_a_leak_are_caught(data, tokenizer):
     good = data.train[0]
-    cut = dataclasses.replace(good, input_ids=good.input_ids[:-1], labels=good.labels[:-1])
+    cut = replace(good, input_ids=good.input_ids[:-1], labels=good.labels[:-1])
     with pytest.raises(GuardError, match="EOS supervised"):
         guards.tokens_are_sound(_with(data, cut), tokenizer, 600)
     with pytest.raises(GuardError, match="tokens fit"):
@@ -148,3 +151,27 @@ def test_guards_of_a_good_run_carry_their_numbers(runs):
     assert "sha256" in names["frozen weights did not change"]
     assert f"{runs.lora.record.training['trainable']:,}" in names["only the adapter is trained"]
     assert "no adapter" in {g["name"]: g["detail"] for g in runs.full.record.guards}["full trains everything"]
+
+
+def test_padding_and_eos_of_a_batch_are_checked(data, tokenizer):
+    rows = data.train[:4]
+    for collator in (Collator(False, 3, 8), Collator(True, 3, 640, 160)):
+        batch = collate(rows, collator)
+        assert "4 </s> labels in a batch of 4 rows" in batch_is_supervised(batch, rows, tokenizer).detail
+        masked = dict(batch, labels=batch["labels"].masked_fill(batch["labels"] == tokenizer.eos_token_id, IGNORED))
+        with pytest.raises(GuardError, match="never learn to stop"):
+            batch_is_supervised(masked, rows, tokenizer)
+        padded = dict(batch, labels=torch.where(batch["input_ids"] == 3, batch["input_ids"], batch["labels"]))
+        with pytest.raises(GuardError, match="padding or a question takes part"):
+            batch_is_supervised(padded, rows, tokenizer)
+
+
+def test_a_collator_that_ignores_eos_with_the_padding_is_caught(data, tokenizer):
+    """With padding = EOS, transformers' own collator ignores every EOS label; this project's keeps it among the labels."""
+    rows = [{"input_ids": e.input_ids} for e in data.train[:4]]
+    as_published = copy.deepcopy(tokenizer)
+    as_published.pad_token = as_published.eos_token
+    batch = DataCollatorForLanguageModeling(as_published, mlm=False)(rows)
+    supervised = [replace(e, labels=e.input_ids) for e in data.train[:4]]
+    with pytest.raises(GuardError, match="never learn to stop"):
+        guards.batch_is_supervised(batch, supervised, as_published)

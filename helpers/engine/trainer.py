@@ -39,7 +39,11 @@ class Trainer(SFTTrainer):
     processes: int = 1
 
     def __init__(self, *arguments, **options):
+        model = options["model"]
+        weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(*arguments, **options)
+        for name, p in model.named_parameters():  # TRL rounds an adapter on a 4-bit base to bf16, in an fp32 run too
+            p.data = weights.get(name, p.data)
         self.remove_callback(PrinterCallback)  # Steps draws one line instead
         supervise(self.model)
 
