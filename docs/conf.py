@@ -8,7 +8,7 @@ from pathlib import Path
 project = "Fine-tuning notebooks"
 root_doc = "index"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
-exclude_patterns = ["**/.ipynb_checkpoints", "downloads"]
+exclude_patterns = ["**/.ipynb_checkpoints", "downloads", "helpers"]
 NOT_SEARCHED = re.compile(r"notebooks/solutions/|docs/instructor/answers")  # a learner's search finds no solutions
 suppress_warnings = ["mystnb.unknown_mime_type", "toc.not_included", "myst.header"]
 
