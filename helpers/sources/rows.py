@@ -68,7 +68,7 @@ def to_messages(row: dict) -> tuple[list[dict], list[dict] | None]:
     if system and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": _text(row[system], "the system content")})
         used.add(system)
-    tools = None if is_blank(row.get("tools")) else _objects(row["tools"], "tools")
+    tools = None if is_blank(row.get("tools")) else _objects(row["tools"], "tools") or None
     _refuse_unused(row, used | {"tools", "original_question"}, messages, "column")
     if broken := re.search("[\ud800-\udfff]", json.dumps([messages, tools], ensure_ascii=False, default=str)):
         raise DataError(f"a text holds half a character ({broken[0]!r}), which is not text", "half a character")

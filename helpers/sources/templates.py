@@ -21,7 +21,7 @@ from helpers.sources.rows import DataError, answers_to_learn
 
 DATE = date(2024, 7, 26)  # what Llama 3's template writes where there is no clock
 SECONDS = 10  # that a template may take for one conversation
-_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_CLOCK = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 _ASKED, _ANSWERED, _CALLED = "qwertz", "asdfgh", "yxcvbn"  # what the probes say: found again in the written text
 
 LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with <s>, each answer closes with </s>
@@ -175,7 +175,9 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     content = json.dumps([messages, tools], ensure_ascii=False, default=str)
-    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = (
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content.strip()
+    )
     if mark := next((token for token in special if json.dumps(token, ensure_ascii=False)[1:-1] in content), None):
         raise DataError(
             f"a text holds {mark!r}, which this model reads as a command and not as text; take it out, or give the row as "
