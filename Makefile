@@ -78,7 +78,7 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 	  --params=$(call quote,$(PARAMS)) --runs-dir=$(call quote,$(RUNS_DIR)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or came late
-	@$(PY) -m helpers.workshop.catch_up --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
+	@$(PY) -m helpers.workshop catch-up --profile=$(call quote,$(PROFILE)) --runs-dir=$(call quote,$(RUNS_DIR)) $(CATCH_UP_ARGS)
 
 # its settings keep JupyterLab from asking each newcomer about news of Jupyter
 LAB_SETTINGS := --LabApp.app_settings_dir=docs/workshop/lab
@@ -115,11 +115,11 @@ canary: $(READY)  ## the same with the newest release of every package, to learn
 fetch: $(READY)  ## bring what PROFILE needs into the folder TO; WHEELS=1 adds the packages of this environment
 	@test -z "$(WHEELS)" || { mkdir -p "$(TO)/wheels" && $(PY) -m pip download --quiet --dest "$(TO)/wheels" $(TORCH) \
 	  && $(PY) -m pip download --quiet --dest "$(TO)/wheels" --find-links "$(TO)/wheels" -c constraints.txt -c $(VENV)/torch.txt '.[test]' 'setuptools>=77'; }
-	@$(PY) -m helpers.workshop.kit fetch "$(TO)" --profile "$(PROFILE)"
+	@$(PY) -m helpers.workshop fetch "$(TO)" --profile "$(PROFILE)"
 
 rehearse: $(READY)  ## run the series from the folder KIT, read-only, with the network cut off
 	@test -n "$(KIT)" || { echo "error: say which folder: make rehearse KIT=folder"; exit 2; }
-	@$(PY) -m helpers.workshop.kit rehearse "$(KIT)" --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)"
+	@$(PY) -m helpers.workshop rehearse "$(KIT)" --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)"
 
 site: $(READY)  ## build the site in site/html from the executed notebooks of PROFILE
 	@$(call extra,site)
@@ -144,7 +144,7 @@ hub: $(READY) $(PROXY)  ## a JupyterHub for a room: one seat a person; see docs/
 
 hub-check: $(READY) $(PROXY)  ## start that JupyterHub with two users and look at their seats
 	@$(call extra,hub)
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop $(TEST_ARGS)
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop/check_*.py $(TEST_ARGS)
 
 clean:  ## remove results and caches; keeps the environment and the models
 	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
