@@ -108,7 +108,7 @@ run-all: $(READY)  ## run the notebooks without a browser; results and pages in 
 	@$(PY) -m helpers.headless $(options) --notebooks=$(call quote,$(NOTEBOOKS)) --params=$(call quote,$(PARAMS)) $(if $(FRESH),--fresh)
 
 catch-up: $(READY)  ## pack the finished runs of PROFILE, for learners who lost theirs or joined late
-	@$(PY) -m helpers.workshop.catch_up $(options) $(call arguments,$(CATCH_UP_ARGS))
+	@$(PY) -m helpers.workshop catch-up $(options) $(call arguments,$(CATCH_UP_ARGS))
 
 report: $(READY)  ## one archive that tells us how the series ran on your machine; you see it before it is written
 	@$(PY) -m helpers.publish.report $(options) $(if $(YES),--yes)
@@ -166,11 +166,11 @@ canary: $(READY)  ## the same with the newest release of every package, to learn
 fetch: $(READY)  ## bring what PROFILE needs into the folder TO; WHEELS=1 adds the packages of this environment
 	@test -z $(call quote,$(WHEELS)) || { mkdir -p $(call quote,$(TO)/wheels); $(find_torch); \
 	  $(call pip,download) --dest $(call quote,$(TO)/wheels) "$$@" && $(call pip,download) --dest $(call quote,$(TO)/wheels) --no-deps --require-hashes -r requirements.txt; }
-	@$(PY) -m helpers.workshop.kit fetch $(call quote,$(TO)) --profile $(call quote,$(PROFILE))
+	@$(PY) -m helpers.workshop fetch $(call quote,$(TO)) --profile $(call quote,$(PROFILE))
 
 rehearse: $(READY)  ## run the series from the folder KIT, read-only, with the network cut off
 	@test -n $(call quote,$(KIT_DIR)) || { echo "error: say which folder: make rehearse KIT=folder"; exit 2; }
-	@$(PY) -m helpers.workshop.kit rehearse $(call quote,$(KIT_DIR)) --profile $(call quote,$(PROFILE)) --notebooks $(call quote,$(NOTEBOOKS))
+	@$(PY) -m helpers.workshop rehearse $(call quote,$(KIT_DIR)) --profile $(call quote,$(PROFILE)) --notebooks $(call quote,$(NOTEBOOKS))
 
 site: $(TOOLS)  ## build the site in site/html from the executed notebooks of PROFILE
 	@$(PY) -m docs.build_site $(options)
@@ -190,7 +190,7 @@ hub: $(TOOLS) $(PROXY)  ## a JupyterHub for a room: one seat a person; see docs/
 	@PATH="$(abspath $(VENV))/bin:$$PATH" jupyterhub -f docs/workshop/jupyterhub_config.py $(call arguments,$(HUB_ARGS))
 
 hub-check: $(TOOLS) $(PROXY)  ## start that JupyterHub with two users and look at their seats
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop $(call arguments,$(TEST_ARGS))
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop/check_*.py $(call arguments,$(TEST_ARGS))
 
 clean:  ## remove results and caches; keeps the environment and the models
 	rm -rf runs site .pytest_cache .ruff_cache *.egg-info

@@ -19,7 +19,7 @@ def offline(*arguments) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k not in ("MODELS_DIR", "HF_HUB_OFFLINE")} | {
         "PYTHONPATH": str(ROOT)
     }
-    command = [sys.executable, "-m", "helpers.workshop.kit", *map(str, arguments)]
+    command = [sys.executable, "-m", "helpers.workshop", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -28,8 +28,9 @@ def test_the_series_runs_from_the_folder_alone_and_without_the_model_it_says_wha
     assert offline("fetch", kit, "--profile", "tiny").returncode == 0
     done = offline("rehearse", kit, "--profile", "tiny", "--notebooks", "00 01")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "network: cut off" in done.stdout and "Read-only file system" in done.stdout
-    assert "The workshop can be held from this folder." in done.stdout
+    assert "network: Network is unreachable" in done.stdout and "Read-only file system" in done.stdout
+    assert "This was a part: 2 of " in done.stdout and f"make rehearse PROFILE=tiny KIT={kit}" in done.stdout
+    assert "All of this works from the folder." in done.stdout
     shutil.rmtree(kit / "models/tiny")
     done = offline("rehearse", kit, "--profile", "tiny", "--notebooks", "01")
     assert done.returncode == 1 and "models/tiny/model.safetensors is missing" in done.stdout

@@ -1,22 +1,29 @@
-"""The folder for a workshop without a network; `tests/workshop` runs the series from it with the network cut off."""
+"""The folder for a workshop without a network; check_rehearsal.py runs the series from it with the network cut off."""
 
 import json
 import re
+import shutil
 import subprocess
 
 from helpers.settings import ROOT
+from helpers.workshop import KitError
 from helpers.workshop import kit as offline
 
 import pytest
 
 
-@pytest.fixture
-def kit(tmp_path, monkeypatch):
-    folder = tmp_path / "kit"
-    for name in offline.environment(folder):
-        monkeypatch.setenv(name, "")  # restored afterwards: fetch sets them
-    offline.fetch("tiny", folder)
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kit")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MODELS_DIR", offline.environment(folder)["MODELS_DIR"])
+        offline.fetch("tiny", folder)
     return folder
+
+
+@pytest.fixture
+def kit(fetched, tmp_path):
+    return shutil.copytree(fetched, tmp_path / "kit")
 
 
 def test_what_was_fetched_is_listed_and_every_fault_of_the_folder_is_named(kit):
@@ -32,8 +39,29 @@ def test_what_was_fetched_is_listed_and_every_fault_of_the_folder_is_named(kit):
     assert damaged == "models/tiny/model.safetensors is damaged: its sha256 is not the one in kit.json"
     assert missing == "models/tiny/tokenizer.json is missing"
     (kit / "kit.json").unlink()
-    with pytest.raises(offline.KitError, match="make fetch PROFILE=tiny"):
+    with pytest.raises(KitError, match="make fetch PROFILE=tiny"):
         offline.faults("tiny", kit)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", "[" * 100_000, '{"profile": 1, "files": {}}', '{"profile": "tiny", "files": []}',
+             '{"profile": "tiny", "files": {"a": 1}}', '{"profile": "tiny", "files": {"a": ' + "9" * 5000 + "}}"],
+)  # fmt: skip
+def test_a_manifest_of_the_wrong_shape_is_one_sentence(kit, text):
+    (kit / "kit.json").write_text(text)
+    with pytest.raises(KitError, match="kit.json.*make fetch PROFILE=tiny"):
+        offline.faults("tiny", kit)
+    before = text
+    with pytest.raises(KitError):
+        offline.fetch("tiny", kit)
+    assert (kit / "kit.json").read_text() == before, "a file that is not ours was replaced"
+
+
+def test_a_folder_with_something_else_in_it_is_not_filled(tmp_path):
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(KitError, match="holds 'diary.txt', which is not part of a kit"):
+        offline.fetch("tiny", tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["diary.txt"]
 
 
 def test_make_reads_from_the_folder_that_fetch_filled(tmp_path):
