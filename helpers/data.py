@@ -98,20 +98,8 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
     Raises:
         DataError: for data that is empty or has too many rows that cannot be used.
     """
-    if settings.data == "bundled":
-        sizes = settings.train_rows, settings.validation_rows, settings.test_rows, settings.harder_rows
-        splits = {name: [_bundled(row) for row in rows] for name, rows in make_splits(*sizes, seed=0).items()}
+    if splits := _bundled(settings):
         return splits, {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
-    if settings.data == "conversations":
-        made = split_conversations(settings.train_rows, settings.validation_rows, settings.test_rows)
-        splits = {
-            n: [Example(c["messages"], c["topic"], where="a bundled row") for c in rows] for n, rows in made.items()
-        }
-        return (
-            splits | {"harder": []},
-            {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0},
-            None,
-        )
     rows, skipped, revision = conversations(settings)
     different: dict[str, Example] = {}
     for row in rows:  # the same question twice would let the test set leak
@@ -129,9 +117,21 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
     return splits | {"test": examples[:test], "harder": []}, counts, revision
 
 
-def _bundled(row: dict) -> Example:
-    turns = (("user", row["question"]), ("assistant", row["answer"]))
-    return Example([{"role": role, "content": text} for role, text in turns], row["family"], where="a bundled row")
+def _bundled(settings: Settings) -> dict[str, list[Example]] | None:
+    """The splits of the scored questions or of the conversations that come with the project; None for other data."""
+    sizes = settings.train_rows, settings.validation_rows, settings.test_rows
+    if settings.data == "conversations":
+        made = {"harder": []} | split_conversations(*sizes)
+        return {name: [Example(c["messages"], c["topic"]) for c in rows] for name, rows in made.items()}
+    if settings.data == "bundled":
+        made = make_splits(*sizes, settings.harder_rows, seed=0)
+        return {name: [_question(row) for row in rows] for name, rows in made.items()}
+    return None
+
+
+def _question(row: dict) -> Example:
+    turns = {"user": row["question"], "assistant": row["answer"]}
+    return Example([{"role": role, "content": text} for role, text in turns.items()], row["family"])
 
 
 def encode(example: Example, tokenizer) -> Example:
