@@ -6,7 +6,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+
+from helpers.headless import locked
 
 import pytest
 
@@ -127,3 +130,29 @@ def test_torch_for_a_kind_of_hardware_comes_from_its_own_index(make, kind, index
     assert (f"set -- {pin}" if kind in ("rocm", "cpu", "cuda") else f"set -- {kind}") in done.stdout
     address = re.search(r"^ROCM_INDEX \?= (.*)/", MAKEFILE, re.MULTILINE)[1]
     assert (f"--index-url '{address}/{index}'" in done.stdout) if index else "--index-url" not in done.stdout
+
+
+def test_clean_refuses_while_a_run_is_on(tmp_path):
+    """On a copy, since it deletes."""
+    tracked = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "Makefile", "helpers"], capture_output=True, text=True
+    ).stdout
+    for name in tracked.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+    result = tmp_path / "runs" / "tiny" / "status.json"
+    clean = {"args": ["make", "clean"], "cwd": tmp_path, "capture_output": True, "text": True}
+    with locked(result.parent):
+        result.touch()
+        done = subprocess.run(**clean)
+        assert (
+            done.returncode == 2
+            and "error: a run is using runs/tiny: wait for its end" in done.stderr
+            and result.exists()
+        )
+    assert subprocess.run(**clean).returncode == 0 and not result.exists()

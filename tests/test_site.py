@@ -4,6 +4,7 @@ import json
 
 from docs import build_slides, seats
 from docs.build_site import Links, broken_links, gather
+from docs.conf import NOT_SEARCHED, Text
 from helpers.headless import find_notebooks
 
 import nbformat
@@ -34,8 +35,11 @@ def test_a_notebook_that_was_not_run_is_shown_without_results_and_says_so(tmp_pa
     nbformat.write(ran, executed / "notebooks" / first.name)
     source = tmp_path / "source"
     assert gather(executed, source, "tiny") == [p.stem for p in others]
-    assert "executed copy" in nbformat.read(source / "notebooks" / first.name, 4).cells[0].source
-    assert "has not been run" in nbformat.read(source / "notebooks" / others[0].name, 4).cells[1].source
+    page = nbformat.read(source / "notebooks" / first.name, 4).cells
+    assert "executed copy" in page[0].source and page[0].source.startswith("# 00 ")
+    assert f"<../downloads/{first.name}>" in page[1].source
+    assert (source / "downloads" / first.name).read_bytes() == first.read_bytes()
+    assert "has not been run" in nbformat.read(source / "notebooks" / others[0].name, 4).cells[2].source
     assert "| 1.5 |" in (source / "results.md").read_text()
     assert "](notebooks/images/" in (source / "index.md").read_text()
 
@@ -44,24 +48,56 @@ def test_a_seat_needs_its_prediction_and_a_gigabyte_and_leaves_a_tenth_of_the_ca
     assert seats.seats(24e9, 9.8e9) == 2 and seats.seats(24e9, 9.9e9) == 1
 
 
-def test_sections_and_steps_begin_slides_code_and_remarks_stay_with_them_and_tags_win():
-    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    cells = [
-        markdown("# Title"), code("import os"), code("profile = 'small'"), markdown("## Settings\n\ntext"), code("settings"),
-        markdown("## 1. First"), code("a"), code("b"), markdown("more"), code("c"), code("del c", metadata={"slideshow": {"slide_type": "skip"}}),
-        markdown("end\n\n## What you saw\n\nthat\n\n## Next\n\nthis"),
-    ]  # fmt: skip
-    tagged = build_slides.tag(build_slides.split(nbformat.v4.new_notebook(cells=cells))).cells
-    places = [(cell.source.splitlines()[0], cell.metadata["slideshow"]["slide_type"]) for cell in tagged]
-    assert places == [
-        ("# Title", "slide"), ("import os", "skip"), ("profile = 'small'", "skip"), ("## Settings", "skip"), ("settings", "skip"),
-        ("## 1. First", "slide"), ("a", "-"), ("b", "-"), ("more", "subslide"), ("c", "-"), ("del c", "skip"), ("end", "-"),
-        ("## What you saw", "slide"), ("## Next", "slide"),
-    ]  # fmt: skip
+def code(source: str, html: str = "", **metadata):
+    outputs = [nbformat.v4.new_output("display_data", {"text/html": html})] if html else []
+    return nbformat.v4.new_code_cell(source, outputs=outputs, metadata=metadata)
 
 
-def test_a_deck_loads_nothing_from_another_host_and_has_its_formulas(tmp_path):
+def figure(alt: str) -> str:
+    return f'<img alt="{alt}" src="data:image/png;base64,AA">'
+
+
+def test_a_deck_has_its_figures_what_is_marked_and_the_sentence_and_question_of_the_run_sheet():
+    markdown, notebook = nbformat.v4.new_markdown_cell, nbformat.v4.new_notebook()
+    notebook.cells = [
+        markdown("# Title"), code("import os"), markdown("## Settings\n\ntext"), code("settings", figure("No slide; across: x.")),
+        markdown("## 1. First\n\nprose"), code("a", figure("LoRA &amp; full; across: step.")), code("b", "<table>1</table>"),
+        code("c", figure("Both. Left; across: x. Right; across: y.")), code("d", figure("Left; across: x. Right; across: y.")),
+        markdown("more\n\n## 2. Second"), code("e = 1", "<table>2</table>", slide={"title": "The point", "code": True}),
+        code("f", figure("Unwanted"), slide=False), markdown("## What you saw\n\n- this\n\n## Next\n\nthat"),
+    ]  # fmt: skip
+    made = build_slides.deck(notebook, "02")
+    sentence, question = build_slides.takeaways()["02"]
+    titles = ["Title", "LoRA & full", "Both", "First", "The point", "What you saw", "Before you go on"]
+    assert [slide.title for slide in made] == titles
+    assert (
+        "prose" in made[1].notes
+        and "more" in made[1].notes
+        and "<table>2" in made[4].body
+        and "highlight" not in made[1].body
+    )
+    assert 'class="code"' in made[4].body and "<li>this</li>" in made[5].body and "that" not in made[5].body
+    assert sentence.partition("`")[0][:20] in made[0].body and question[:20] in made[-1].body
+
+
+def test_the_run_sheet_has_a_sentence_and_a_question_for_every_notebook():
+    assert set(build_slides.takeaways()) >= {notebook.stem[:2] for notebook in find_notebooks()}
+
+
+def test_a_deck_loads_nothing_from_another_host(tmp_path):
     deck = build_slides.write_deck(find_notebooks("02")[0], tmp_path)
     links = Links(deck)
     assert links.loaded and all(link.startswith(("reveal.js/", "data:")) for link in links.loaded)
-    assert deck.read_text().count("<math") > 20 and "import(" not in deck.read_text()
+    assert "import(" not in deck.read_text()
+
+
+def test_excerpts_hold_the_words_of_a_page_and_no_scripts():
+    page = "<nav>menu</nav><article><h1>A b</h1><script>c()</script><style>d</style><p>e &amp; f</p></article><footer>g</footer>"
+    assert Text(page).words == ["A", "b", "e", "&", "f"]
+
+
+def test_a_learners_search_finds_no_solutions():
+    assert all(NOT_SEARCHED.match(page) for page in ("notebooks/solutions/02_lora_train", "docs/instructor/answers"))
+    assert not any(
+        NOT_SEARCHED.match(page) for page in ("notebooks/02_lora_train", "docs/setup", "docs/instructor/handout")
+    )
