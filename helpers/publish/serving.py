@@ -1,28 +1,31 @@
-"""A model behind an OpenAI-compatible server on this machine: started, waited for, and always stopped.
+"""Models behind an OpenAI-compatible server on this machine: started, waited for, and always stopped.
 
-The server is `transformers serve`. It listens on 127.0.0.1 only, so nobody but this machine reaches it.
+The server is `transformers serve`, or its handlers over several adapters (:mod:`helpers.publish.adapter_server`). It listens
+on 127.0.0.1 only, so nobody but this machine reaches it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
+from statistics import median
 
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources import resolve
 
 HOST = "127.0.0.1"
+# a child process runs this first: it ends when the notebook's kernel does, however that ended
+FOLLOW_PARENT = "from helpers.engine.distributed import end_with_parent as f; f(); "
 
 
 class ServingError(RuntimeError):
@@ -30,9 +33,9 @@ class ServingError(RuntimeError):
 
 
 def command(folder: Path, port: int, device: str = "cpu", attention: str = "sdpa") -> list[str]:
-    """What starts the server, to be run in the parent of the model's folder."""
-    return ["transformers", "serve", folder.name, "--host", HOST, "--port", str(port), "--device", device,
-            "--attn-implementation", attention]  # fmt: skip
+    """The command that starts the server, to be run in the parent of the model's folder."""
+    options = {"--host": HOST, "--port": str(port), "--device": device, "--attn-implementation": attention}
+    return ["transformers", "serve", folder.name, *(word for option in options.items() for word in option)]
 
 
 def vllm_command(settings: Settings, merged: bool) -> str:
@@ -41,22 +44,19 @@ def vllm_command(settings: Settings, merged: bool) -> str:
     Args:
         merged: serve the folder ``merged`` of the series; otherwise the base with the run's adapter beside it.
     """
+    base, mount = settings.model, '-v "$HOME/.cache/huggingface:/root/.cache/huggingface" '
     if settings.model in ("tiny", "smollm2-135m"):
         base, mount = "/base", f'-v "${{MODELS_DIR:-$PWD/models}}/{resolve(settings).folder.name}:/base:ro" '
-    elif Path(settings.model).is_dir():
-        base, mount = "/base", f'-v "{settings.model}:/base:ro" '
-    else:
-        base, mount = settings.model, '-v "$HOME/.cache/huggingface:/root/.cache/huggingface" '
+    elif (ROOT / Path(settings.model).expanduser()).is_dir():
+        base, mount = "/base", f'-v "{ROOT / Path(settings.model).expanduser()}:/base:ro" '
     rank = next((allowed for allowed in (8, 16, 32, 64, 128, 256) if allowed >= settings.rank), settings.rank)
-    what = "/series/merged --served-model-name merged" if merged else (
-        f"{base} --enable-lora --max-lora-rank {rank} --lora-modules answers=/series/{settings.folder.name}/adapter"
-    )  # fmt: skip
+    adapter = f"--enable-lora --max-lora-rank {rank} --lora-modules answers=/series/{settings.folder.name}/adapter"
+    model = "/series/merged --served-model-name merged" if merged else f"{base} {adapter}"
     return (
         "docker run --rm --entrypoint vllm --device /dev/kfd --device /dev/dri/renderD128 \\\n"
         '  --group-add "$(stat -c %g /dev/kfd)" --group-add "$(stat -c %g /dev/dri/renderD128)" \\\n'
-        f'  -p 127.0.0.1:8000:8000 -v "$PWD/{os.path.relpath(settings.series_folder, ROOT)}:/series:ro" '
-        f"{'' if merged else mount}\\\n"
-        f"  IMAGE serve {what} \\\n"
+        f'  -p {HOST}:8000:8000 -v "$PWD/{os.path.relpath(settings.series_folder, ROOT)}:/series:ro" '
+        f"{'' if merged else mount}\\\n  IMAGE serve {model} \\\n"
         f"  --dtype bfloat16 --max-model-len {2 * max(settings.max_length, settings.max_new_tokens)}"
     )
 
@@ -70,7 +70,7 @@ def serving(
     Args:
         folder: of a whole model with its tokenizer, such as a merged one.
         port: None takes any free one.
-        patience: seconds to wait until the model is loaded and the server says that it is well.
+        patience: seconds to wait until the model is loaded and the server reports that it is ready.
 
     Yields:
         The address for a client's ``base_url``, such as ``http://127.0.0.1:8000/v1``.
@@ -78,23 +78,65 @@ def serving(
     Raises:
         ServingError: if the port is taken, the packages for serving are absent, or the server ends or stays silent.
     """
-    from transformers.utils.import_utils import is_serve_available  # slow, and only needed here
-
     folder = Path(folder).resolve()
     if not (folder / "config.json").is_file():
         raise ServingError(f"there is no model in {shown(folder)}: merge one first")
+    code = "from transformers.cli.transformers import main; main()"
+    port = _free(port)
+    with running(code, command(folder, port, device, attention)[1:], port, patience, cwd=folder.parent) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving_adapters(
+    settings: Settings,
+    adapters: dict[str, Path],
+    port: int | None = None,
+    device: str = "cpu",
+    attention: str = "sdpa",
+    patience: float = 300,
+) -> Iterator[str]:
+    """Serve several adapters on one base model while the block runs; a request chooses one by its ``model``.
+
+    The base is loaded once, in bf16, and answers to the name "base" without an adapter. Requests take turns, since one
+    adapter is active at a time.
+
+    Args:
+        settings: whose base model is served.
+        adapters: the folder of each adapter by the name that clients use.
+        port, device, attention, patience: as for :func:`serving`.
+
+    Raises:
+        ServingError: as for :func:`serving`, and for an adapter that cannot be loaded on this base.
+    """
+    if not adapters or "base" in adapters:
+        raise ServingError('give at least one adapter, under another name than "base", which is the model without one')
+    base = resolve(settings)
+    job = {"name": base.name, "folder": str(base.folder), "revision": base.revision}
+    job |= {"device": device, "attention": attention, "adapters": {name: str(f) for name, f in adapters.items()}}
+    port = _free(port)
+    code = "from helpers.publish.adapter_server import main; main()"
+    with running(code, [json.dumps(job), str(port)], port, patience) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running(code: str, arguments: list[str], port: int, patience: float, cwd: Path = ROOT) -> Iterator[str]:
+    """Run a server as a process of its own while the block runs, and yield its address.
+
+    Args:
+        code: Python that starts it; ``arguments`` are its ``sys.argv[1:]``.
+    """
+    from transformers.utils.import_utils import is_serve_available  # slow, and only needed here
+
     if not is_serve_available():
         raise ServingError("the packages for serving are not installed: pip install 'transformers[serving]'")
-    port = _free(port)
-    start = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    start, quiet = [sys.executable, "-c", FOLLOW_PARENT + code, *arguments], {"stdin": subprocess.DEVNULL}
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            start + command(folder, port, device, attention)[1:], cwd=folder.parent, env=os.environ | quiet,
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent,
-        )  # fmt: skip
+        server = subprocess.Popen(start, cwd=cwd, env=os.environ | offline, stdout=log, stderr=log, **quiet)
         try:
-            _wait_until_well(server, f"http://{HOST}:{port}/health", time.monotonic() + patience, log)
+            _wait_until_ready(server, f"http://{HOST}:{port}/health", time.monotonic() + patience, log)
             yield f"http://{HOST}:{port}/v1"
         finally:
             server.terminate()  # the server ends what it is doing and frees the model
@@ -105,8 +147,32 @@ def serving(
                 server.wait()
 
 
+def latency(address: str, models: list[str], prompts: list[list[dict]], limit: int = 32) -> dict[str, float]:
+    """Ask one prompt after the other, each of another model than the one before, and measure the wait.
+
+    Args:
+        models: names that the server knows, taken in turn.
+        limit: of new tokens in an answer.
+
+    Returns:
+        Medians in seconds: to the first token, and to the end of the answer.
+    """
+    from openai import OpenAI
+
+    client, first, end = OpenAI(base_url=address, api_key="not checked"), [], []
+    for prompt, model in zip(prompts, cycle(models), strict=False):
+        options = {"max_tokens": limit, "temperature": 0, "stream": True}
+        sent, arrived = time.perf_counter(), []
+        for piece in client.chat.completions.create(model=model, messages=prompt, **options):
+            if piece.choices and piece.choices[0].delta.content:
+                arrived.append(time.perf_counter() - sent)
+        end.append(time.perf_counter() - sent)
+        first += arrived[:1]
+    return {"first token": median(first or end), "whole answer": median(end)}
+
+
 def _free(port: int | None) -> int:
-    """The port asked for, if nobody listens there, or any free one."""
+    """The wanted port, if nobody listens there, or any free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
         try:
@@ -118,22 +184,14 @@ def _free(port: int | None) -> int:
             ) from None
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the notebook's kernel is gone, however that ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _wait_until_well(server: subprocess.Popen, address: str, deadline: float, log) -> None:
+def _wait_until_ready(server: subprocess.Popen, address: str, deadline: float, log) -> None:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             log.seek(0)
-            last = log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise ServingError(f"the server ended with code {server.returncode} while starting: {last[0][:300]}")
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            last = (log.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
+            raise ServingError(f"the server ended with code {server.returncode} while starting: {last[:300]}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
     raise ServingError("the server did not answer in time: a large model needs more patience, given in seconds")

@@ -9,16 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.utils import filter_repo_objects
 
 SECONDS = 10  # to wait for the first answer
@@ -44,16 +35,17 @@ def fetch(kind: str, name: str, revision: str | None = None) -> Path:
     Raises:
         HubError: with the cause and the next step.
     """
-    what = {"repo_type": kind, "revision": revision, "allow_patterns": WANTED[kind], "ignore_patterns": UNWANTED}
+    patterns = {"allow_patterns": WANTED[kind], "ignore_patterns": UNWANTED}
+    options = {"repo_type": kind, "revision": revision, "etag_timeout": SECONDS} | patterns
     try:
-        return Path(snapshot_download(name, local_files_only=True, **what))
-    except HFValidationError:
+        return Path(snapshot_download(name, local_files_only=True, **options))
+    except errors.HFValidationError:
         raise HubError(f"{name!r} is neither a file or folder here nor a name of the hub, as in owner/name") from None
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         pass
     try:
-        _ask(kind, name, revision)
-        folder = Path(snapshot_download(name, etag_timeout=SECONDS, **what))
+        _check_reachable(kind, name, revision, patterns)
+        folder = Path(snapshot_download(name, **options))
     except HubError:
         raise
     except Exception as error:
@@ -63,25 +55,20 @@ def fetch(kind: str, name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _ask(kind: str, name: str, revision: str | None) -> None:
+def _check_reachable(kind: str, name: str, revision: str | None, patterns: dict) -> None:
     """One look at the repository, at one of its files and at the free space of the disk, without any second try."""
-    api = HfApi()
-    found = api.repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=SECONDS)
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings}
-    wanted = list(filter_repo_objects(sizes, allow_patterns=WANTED[kind], ignore_patterns=UNWANTED))
+    info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=SECONDS)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    wanted = list(filter_repo_objects(sizes, **patterns))
     if not wanted:
         raise HubError(f"{name} holds none of {', '.join(WANTED[kind])}: other formats are not loaded")
-    get_hf_file_metadata(
-        hf_hub_url(name, wanted[0], repo_type=kind, revision=found.sha, endpoint=api.endpoint), timeout=SECONDS
-    )
+    get_hf_file_metadata(hf_hub_url(name, wanted[0], repo_type=kind, revision=info.sha), timeout=SECONDS)
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(sizes[file] for file in wanted), shutil.disk_usage(cache).free
     if needed > free:
-        raise HubError(
-            f"{name} takes {needed / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free: make room, or "
-            "set HF_HOME to a folder on another disk"
-        )
+        disk = f"{name} takes {needed / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free"
+        raise HubError(f"{disk}: make room, or set HF_HOME to a folder on another disk")
 
 
 def explain(error: Exception, kind: str, name: str, revision: str | None = None) -> str:
@@ -89,24 +76,22 @@ def explain(error: Exception, kind: str, name: str, revision: str | None = None)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     thing = "data set" if kind == "dataset" else "model"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its terms on {page}, then log in with `hf auth login` and run this again"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r}: take the 40 digits of a commit from {page}/commits/main"
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"the hub has no {thing} {name!r}, or it is private: check the spelling on {page}; if it is private, log in "
-            "with `hf auth login` (`hf auth whoami` says who is)"
-        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        private = "if it is private, log in with `hf auth login` (`hf auth whoami` shows your account)"
+        return f"the hub has no {thing} {name!r}, or it is private: check the spelling on {page}; {private}"
     if status == 401:
-        return "the hub refuses your token: log in again with `hf auth login`, or unset HF_TOKEN where that is old"
+        return "the hub refuses your token: log in again with `hf auth login`, or unset HF_TOKEN if that is old"
     if status == 429:
         return f"the hub limits requests from here (429, asked for {name}): wait some minutes, or log in with `hf auth login`"
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return (
             f"the hub answers {status} for {name}: that is on its side; try again later (https://status.huggingface.co)"
         )
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{name} is not in the local cache and HF_HUB_OFFLINE is set: unset it once, with a network, to fetch it"
     kinds = {kind.__name__ for kind in type(error).__mro__}  # of the client that huggingface_hub happens to use
     if "TimeoutException" in kinds:

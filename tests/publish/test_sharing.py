@@ -3,7 +3,7 @@
 import json
 
 from helpers.models import merge
-from helpers.publish.sharing import SharingError, model_card, publish
+from helpers.publish import SharingError, model_card, publish
 from helpers.settings import settings_for
 from tests.hub import READ_TOKEN, TOKEN, Hub
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from helpers.inference import generate
 from helpers.models import load_saved, merge
-from helpers.publish.serving import ServingError, serving, vllm_command
+from helpers.publish import ServingError, serving, vllm_command
 from helpers.settings import settings_for
 
 import psutil
