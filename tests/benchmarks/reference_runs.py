@@ -142,7 +142,7 @@ MEMORY_CASES = (
 def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.engine.trainer: measured parts beside predicted ones."""
     from helpers.batches import training_order
-    from helpers.device import Plan, decide, describe
+    from helpers.device import Plan, World, decide, describe
     from helpers.engine.trainer import collator, fast, make_trainer
     from helpers.memory import SHAPES, predict
     from helpers.models import load_tokenizer
@@ -162,7 +162,7 @@ def memory_case(case: dict) -> dict:
     torch.cuda.empty_cache()
     weights = torch.cuda.memory_allocated() - before
     predicted = predict(shape, **case)
-    ours = Plan(describe(), shape, decide(settings, describe(), 0), predicted)
+    ours = Plan(describe(), decide(settings, describe(), 0), predicted, World(), False)
     order = training_order(data_of([case["length"]] * 3 * case["batch"]), settings)
     tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     batches = collator(settings, ours, tokenizer, case["length"])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from helpers.batches import training_order
 from helpers.data import Data, Example
-from helpers.device import Plan, decide, describe
+from helpers.device import Plan, World, decide, describe
 from helpers.engine.ladder import Clock
 from helpers.engine.trainer import collator, fast, make_trainer
 from helpers.memory import GB, SHAPES, Shape, predict
@@ -99,7 +99,7 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
     model = model_for(settings, sizes)
     gc.collect()
     torch.cuda.reset_peak_memory_stats()  # what loading took is not what training takes
-    ours, clock = Plan(device, sizes, decisions, predicted), Clock()
+    ours, clock = Plan(device, decisions, predicted, World(), False), Clock()
     tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     losses = []
     with quiet(), fast(model, ours):
