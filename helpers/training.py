@@ -129,6 +129,7 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bo
         )
     free_memory()
     chosen = plan(settings, base.shape, longest, world)
+    preflight.fp8_runs(chosen, settings.method)
     preflight.device_memory(chosen)
     if chosen.device.count > world.size:
         print(f"{chosen.device.count} devices are visible; this run uses {chosen.device.torch_name}")

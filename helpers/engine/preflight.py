@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.device import Plan
+from helpers.engine.fp8 import probe
 from helpers.memory import GB, is_out_of_memory
 from helpers.settings import shown
 
@@ -60,6 +61,23 @@ def device_memory(plan: Plan) -> None:
         )
     if held > 0.05 * device.total_memory:
         print(f"{room}, {needed / GB:.1f} GB are predicted. Memory is held by:\n  {owners()}")
+
+
+def fp8_runs(plan: Plan, method: str) -> None:
+    """Refuse fp8 for frozen weights where there are none, or where this device cannot multiply them.
+
+    Raises:
+        TrainingError: says why, and what to set instead.
+    """
+    if plan.value("frozen") != "fp8":
+        return
+    wrong = probe(plan.device.torch_name)
+    if method in ("full", "qlora"):
+        wrong = f"{method} has no frozen weights in bf16"
+    elif plan.value("precision") != "bf16":
+        wrong = "the arithmetic is not bf16"
+    if wrong:
+        raise TrainingError(f"frozen='fp8' cannot be used for this run ({wrong}): leave `frozen` at None")
 
 
 def disk_space(folder: Path, needed: int, what: str) -> None:

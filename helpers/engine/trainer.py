@@ -13,6 +13,7 @@ from helpers.batches import Collator
 from helpers.device import Plan
 from helpers.engine import attention, distributed
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
+from helpers.engine.fp8 import frozen_in_fp8
 from helpers.engine.loss import supervise
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
@@ -207,12 +208,14 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = base.get_decoder().layers if plan.value("compile") else []
+    in_fp8 = frozen_in_fp8(base) if plan.value("frozen") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
-        for layer in layers:
-            layer.compile()
-        yield
+        with in_fp8:
+            for layer in layers:
+                layer.compile()
+            yield
     finally:
         model.set_attn_implementation(attention_before)
         code.update(code_before)  # Liger replaces classes and functions for every model that is made after,
