@@ -2,8 +2,7 @@
 
 import re
 
-from helpers.headless import find_notebooks
-from helpers.headless import align
+from helpers.headless import align, find_notebooks
 
 import nbformat
 import pandas
