@@ -137,12 +137,17 @@ class Book:
 
     def start(self, *arguments: str, before: str = "") -> subprocess.Popen:
         """The command line over these notebooks, as a process; ``before`` is code to run in it first."""
-        code = (
-            f"import sys, pathlib, helpers.headless.parameters\nhelpers.headless.parameters.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
+        command = [sys.executable, "-c", self.code(before), "--profile", "tiny", "--runs-dir", str(self.out.parent)]
+        return subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def code(self, before: str = "") -> str:
+        """The command line over these notebooks, as a program."""
+        return (
+            f"import sys, pathlib, helpers.headless.parameters as p\np.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
             f"{before}\nfrom helpers.headless.runner import main\nsys.exit(main())"
         )
-        command = [sys.executable, "-c", code, "--profile", "tiny", "--runs-dir", str(self.out.parent), *arguments]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def entry(self, name: str) -> dict:
         return json.loads((self.out / "status.json").read_text())["notebooks"][name]

@@ -52,6 +52,7 @@ class Execution:
             self.content,
             kernel_name="python3",
             startup_timeout=120,
+            iopub_timeout=300,
             extra_arguments=[EXTENSION],
             force_raise_errors=True,
         )
@@ -90,8 +91,9 @@ class Execution:
         try:
             write_pages(content, folder / Path(self.job["source"]).name)
             outcome["page"] = True
-        except RecordError as error:
-            outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {error}" if why else str(error)}
+        except Exception as error:
+            fault = str(error) if isinstance(error, RecordError) else f"its page failed: {type(error).__name__}: {error}"
+            outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {fault}" if why else fault[:2000]}
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         self.report(**outcome, peak=peak, reads=json.loads(self.reads.read() or "null"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from helpers.headless.processes import FOLDER
 from helpers.records import FILE_NAME, sha256
 
+import zmq
 from jupyter_client.session import Session
 
 READS = "FINE_TUNING_READS"  # in the environment: the file for the hashes of what was read
@@ -130,6 +131,8 @@ def load_ipython_extension(shell) -> None:
         reads.note(name or "", True)
     reads.note(os.path.join(HELPERS, "profiles.toml"), True)  # which settings has read by now
     sys.addaudithook(reads.hook)
+    thread = shell.kernel.iopub_thread  # its socket would drop what comes faster than it is fetched
+    thread.schedule(lambda: thread.socket.setsockopt(zmq.SNDHWM, 0))
 
     def report(*_) -> None:
         with suppress(OSError):  # a disk that is full: the notebook then runs again the next time

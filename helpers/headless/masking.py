@@ -15,14 +15,14 @@ _WORDS = (
 _NAME = re.compile(rf"(?:^|[_-])(?:{_WORDS})(?:$|[_-])", re.IGNORECASE)
 # As their issuers document them, by pieces of text without which they cannot occur: most texts need no search at all.
 _FORMS = {
-    ("hf_", "api_org_"): r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}",  # Hugging Face
-    ("gh", "github_pat_"): r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}",
-    ("gl",): r"\bgl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas|imt)-[\w.-]{20,}",  # GitLab
-    ("sk-", "sk_", "rk_"): r"\bsk-[A-Za-z0-9_-]{20,}|\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # OpenAI, Stripe
+    ("hf_", "api_org_"): r"(?:hf|api_org)_[A-Za-z0-9]{16,}",  # Hugging Face
+    ("gh", "github_pat_"): r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}",
+    ("gl",): r"gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas|imt)-[\w.-]{20,}",  # GitLab
+    ("sk-", "sk_", "rk_"): r"sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # OpenAI, Stripe
     ("akia", "asia"): r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # Amazon
-    ("aiza", "ya29.", "gocspx-"): r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{20,}",  # Google
-    ("xox", "xapp-", "hooks.slack"): r"\bxox[a-z]-[\w-]{10,}|\bxapp-[\w-]{10,}|hooks\.slack\.com/services/[\w/]{20,}",
-    ("pypi-", "npm_", "sg."): r"\bpypi-[\w-]{50,}|\bnpm_[A-Za-z0-9]{36}\b|\bSG\.[\w-]{16,}\.[\w-]{16,}",
+    ("aiza", "ya29.", "gocspx-"): r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}",  # Google
+    ("xox", "xapp-", "hooks.slack"): r"xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|hooks\.slack\.com/services/[\w/]{20,}",
+    ("pypi-", "npm_", "sg."): r"pypi-[\w-]{50,}|npm_[A-Za-z0-9]{36}\b|\bSG\.[\w-]{16,}\.[\w-]{16,}",
     ("eyj",): r"\beyJ[\w-]{8,}\.eyJ[\w-]{4,}\.[\w-]*",  # JSON web tokens
     ("private key",): r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)",
     ("://",): r"(?<=://)[^/\s:@\"'<>]{0,200}:[^/\s@\"'<>]{1,500}(?=@)",  # user:password@host

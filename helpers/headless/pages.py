@@ -109,11 +109,11 @@ def output_to_html(output) -> str:
     data = output.get("data", {})
     if "text/html" in data:
         return data["text/html"]
-    if "text/markdown" in data:
+    if len(data.get("text/markdown", "")) in range(1, 20_000):  # the parser takes minutes for some long texts
         return markdown_to_html(data["text/markdown"], escape=True)
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
-    return f"<pre>{html.escape(output.get('text') or str(data.get('text/plain', '')))}</pre>"
+    return f"<pre>{html.escape(output.get('text') or str(data.get('text/markdown') or data.get('text/plain', '')))}</pre>"
 
 
 def write_pages(content, notebook: Path) -> None:
@@ -124,6 +124,7 @@ def write_pages(content, notebook: Path) -> None:
     """
     import nbformat
     from nbconvert import HTMLExporter
+    from nbconvert.filters.ansi import ansi2html, strip_ansi
 
     write_atomically(notebook, nbformat.writes(content))
     results = []
@@ -136,6 +137,8 @@ def write_pages(content, notebook: Path) -> None:
     write_atomically(_results(notebook), "\n".join(results))
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     exporter.register_filter("markdown2html", markdown_to_html)
+    # nbconvert copies the rest of a text at each colour code
+    exporter.register_filter("ansi2html", lambda text: ansi2html(text if text.count("\x1b[") < 1000 else strip_ansi(text)))
     write_atomically(notebook.with_suffix(".html"), exporter.from_notebook_node(content)[0])
 
 
