@@ -53,7 +53,7 @@ def test_it_opens_the_first_notebook_with_the_profile_and_code_fits(chromium, la
     page.goto(lab)
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
     page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")
-    assert "/notebooks/00_setup_check.ipynb" in page.url
+    assert page.locator("#jp-main-dock-panel .lm-TabBar-tabLabel").first.inner_text() == "00_setup_check.ipynb"
     assert page.locator(".jp-CodeCell", has_text=re.compile('profile = "tiny"')).count() == 1
     page.screenshot(path=pictures / "make-lab.png")
     assert page.locator("text=Would you like to").count() == 0, "a question about news"
