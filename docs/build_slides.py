@@ -59,28 +59,31 @@ def sections(notebook) -> list[tuple[str, list]]:
     return found
 
 
-def html_of(cell) -> str:
-    """What the cell shows in HTML: figures and tables."""
-    return "\n".join(o.data["text/html"] for o in cell.get("outputs", []) if "text/html" in o.get("data", {}))
+def shown_by(cell) -> list[str]:
+    """What the cell shows in HTML, one text for each figure; its tables, where there is no figure, in one."""
+    parts = [o.data["text/html"] for o in cell.get("outputs", []) if "text/html" in o.get("data", {})]
+    figures = [f'<div class="figure">{image}</div>' for part in parts for image in re.findall(r"<img [^>]*>", part)]
+    return figures or ["\n".join(parts)]
 
 
 def figure_title(html: str) -> str:
-    """The title of a figure, with which its description begins; empty for several panels without a common title."""
+    """The title of a figure, with which its description begins; empty where it has none, or each of its panels has one."""
     alt = unescape(next(iter(re.findall(r'<img alt="([^"]*)"', html)), ""))
     first, several = alt.partition(". ")[0], alt.count("across: ") > 1
-    return "" if several and ";" in first else first.partition(";")[0].strip(". ")
+    return "" if first.startswith("across: ") or (several and ";" in first) else first.partition(";")[0].strip(". ")
 
 
 def slides_of(heading: str, cells: list) -> list[Slide]:
     """The slides of one section."""
-    chosen = [c for c in cells if c.cell_type == "code" and c.metadata.get("slide", "<img" in html_of(c))]
     notes = markdown_to_html("\n\n".join(c.source for c in cells if c.cell_type == "markdown"))
     made = []
-    for cell in chosen:
-        wanted, body = cell.metadata.get("slide", {}), html_of(cell)
-        if wanted.get("code"):
-            body = highlight(cell.source, PythonLexer(), HtmlFormatter(cssclass="code")) + body
-        made.append(Slide(wanted.get("title") or figure_title(body) or heading, body, notes))
+    for cell in (c for c in cells if c.cell_type == "code"):
+        for body in shown_by(cell):
+            wanted = cell.metadata.get("slide", {} if "<img" in body else False)
+            if wanted is False:
+                continue
+            code = highlight(cell.source, PythonLexer(), HtmlFormatter(cssclass="code")) if wanted.get("code") else ""
+            made.append(Slide(wanted.get("title") or figure_title(body) or heading, code + body, notes))
     return made
 
 

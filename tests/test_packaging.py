@@ -219,9 +219,11 @@ def test_what_github_reads_has_the_form_it_asks_for(schema, file, tmp_path):
     assert subprocess.run([*command, spoilt], capture_output=True).returncode == 1, "the linter sees no fault"
 
 
-def test_the_card_form_asks_for_the_report_and_the_dev_container_runs_the_set_up():
+def test_forms_dev_container_hook_and_versions_agree_with_the_rest():
     assert "make report" in read(".github/ISSUE_TEMPLATE/amd-card.yml")
     assert json.loads(read(".devcontainer/devcontainer.json"))["postCreateCommand"] == "make setup"
+    assert yaml.safe_load(read("CITATION.cff"))["version"] == project()["version"]
+    assert f"## {project()['version']}" in read("CHANGELOG.md")
     (hook,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"][0]["hooks"]
     assert hook["entry"] == "make lint"
 

@@ -62,21 +62,21 @@ def test_a_deck_has_its_figures_what_is_marked_and_the_sentence_and_question_of_
     notebook.cells = [
         markdown("# Title"), code("import os"), markdown("## Settings\n\ntext"), code("settings", figure("No slide; across: x.")),
         markdown("## 1. First\n\nprose"), code("a", figure("LoRA &amp; full; across: step.")), code("b", "<table>1</table>"),
-        code("c", figure("Both. Left; across: x. Right; across: y.")), code("d", figure("Left; across: x. Right; across: y.")),
+        code("c", figure("Both. Left; across: x. Right; across: y.")), code("d", figure("Left; across: x. Right; across: y.") + figure("across: x.")),
         markdown("more\n\n## 2. Second"), code("e = 1", "<table>2</table>", slide={"title": "The point", "code": True}),
         code("f", figure("Unwanted"), slide=False), markdown("## What you saw\n\n- this\n\n## Next\n\nthat"),
     ]  # fmt: skip
     made = build_slides.deck(notebook, "02")
     sentence, question = build_slides.takeaways()["02"]
-    titles = ["Title", "LoRA & full", "Both", "First", "The point", "What you saw", "Before you go on"]
+    titles = ["Title", "LoRA & full", "Both", "First", "First", "The point", "What you saw", "Before you go on"]
     assert [slide.title for slide in made] == titles
     assert (
         "prose" in made[1].notes
         and "more" in made[1].notes
-        and "<table>2" in made[4].body
+        and "<table>2" in made[5].body
         and "highlight" not in made[1].body
     )
-    assert 'class="code"' in made[4].body and "<li>this</li>" in made[5].body and "that" not in made[5].body
+    assert 'class="code"' in made[5].body and "<li>this</li>" in made[6].body and "that" not in made[6].body
     assert sentence.partition("`")[0][:20] in made[0].body and question[:20] in made[-1].body
 
 

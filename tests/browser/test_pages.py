@@ -14,7 +14,8 @@ SLIDE = """() => {
         const box = part.getBoundingClientRect();
         if (box.width && box.height) { bottom = Math.max(bottom, box.bottom); right = Math.max(right, box.right); }
     }
-    return {zoom: +slide.style.zoom || 1, fits: bottom <= frame.bottom + 1 && right <= frame.right + 1,
+    const figure = slide.querySelector('.figure img')?.getBoundingClientRect();
+    return {zoom: +slide.querySelector('.content').style.zoom || 1, figure: figure ? figure.width / frame.width : 1, fits: bottom <= frame.bottom + 1 && right <= frame.right + 1,
             words: slide.innerText.slice(0, 60), last: Reveal.isLastSlide()};
 }"""
 
@@ -52,7 +53,19 @@ def test_the_search_finds_a_word_without_a_server(chromium, site):
     page = chromium.new_page()
     page.goto((site / "search.html").as_uri() + "?q=checkpointing")
     page.wait_for_selector("#search-results li", timeout=30_000)
-    assert "Check your machine" in page.inner_text("#search-results")
+    page.wait_for_selector("#search-results li p.context")
+    excerpts = page.locator("#search-results li p.context").all_inner_texts()
+    assert "00 Check your machine" in page.inner_text("#search-results")
+    assert any("checkpointing" in excerpt for excerpt in excerpts)
+    page.close()
+
+
+def test_a_figure_that_is_wider_than_a_phone_says_so(chromium, site):
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.goto((site / "notebooks" / "00_setup_check.html").as_uri())
+    page.wait_for_selector(".wide:has(img)")
+    hint = page.evaluate("getComputedStyle(document.querySelector('.wide:has(img)'), '::before').content")
+    assert "scroll sideways" in hint
     page.close()
 
 
@@ -73,10 +86,11 @@ def test_no_slide_overflows(chromium, series, tmp_path, pictures):
             slide = page.evaluate(SLIDE)
             assert slide["fits"], f"{deck.stem}, slide {number + 1} overflows: {slide['words']}"
             assert slide["zoom"] > 0.7, f"{deck.stem}, slide {number + 1} is too full to be read: {slide['words']}"
+            assert slide["figure"] > 0.9, f"{deck.stem}, slide {number + 1}: the figure has not the whole width"
             page.screenshot(path=pictures / f"slides-{deck.stem}-{number + 1}.png")
             if slide["last"]:
                 break
             page.evaluate("Reveal.next()")
-        assert slide["last"] and number > 3
+        assert slide["last"] and 1 < number < 12, f"{deck.stem} has {number + 1} slides"
     assert not elsewhere
     page.close()
