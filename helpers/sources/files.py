@@ -32,8 +32,11 @@ class Skipped:
     def add(self, fault: DataError) -> None:
         self.kinds.setdefault(fault.kind, []).append(fault)
 
-    def report(self, rows: int) -> None:
+    def report(self, rows: int, remedy: str = "") -> None:
         """Print what was skipped of so many rows.
+
+        Args:
+            remedy: what to do where it is too much, if that is more than each line says.
 
         Raises:
             DataError: with the same lines, if it is more than :data:`SHARE`.
@@ -44,7 +47,9 @@ class Skipped:
         lines = [f"{same[0]}{f' (and {len(same) - 1} more rows)' if same[1:] else ''}" for same in groups]
         listed = lines[:NAMED] + ([f"and {len(lines) - NAMED} other faults"] if lines[NAMED:] else [])
         if len(self) > SHARE * rows:
-            listed.append(f"{len(self)} of {rows} rows cannot be used; up to {100 * SHARE:.0f} % would be skipped")
+            listed.append(
+                f"{len(self)} of {rows} rows cannot be used; up to {100 * SHARE:.0f} % would be skipped{remedy}"
+            )
             raise DataError("\n".join(listed))
         print(f"{len(self)} of {rows} rows cannot be used and are skipped:", *listed, sep="\n")
 
@@ -76,8 +81,7 @@ def conversations(settings: Settings) -> tuple[list[Row], Skipped, str | None]:
     """
     revision, path = None, Path(settings.data).expanduser()
     path = path if path.exists() else ROOT / path
-    is_file = any(name in KINDS + COMPRESSED for name in map(str.lower, path.suffixes[-1:]))
-    if is_file or path.exists() or Path(settings.data).is_absolute():
+    if path.suffix.lower() in KINDS + COMPRESSED or path.exists() or Path(settings.data).is_absolute():
         found = [row for file in _files(path) for row in read_file(file)]
     else:
         found, revision = _from_hub(settings)
@@ -93,7 +97,7 @@ def conversations(settings: Settings) -> tuple[list[Row], Skipped, str | None]:
             skipped.add(fault.at(where))
         except RecursionError:
             skipped.add(DataError("the row is nested too deeply", where=where))
-    skipped.report(len(found))
+    skipped.report(len(found), ": save the rows as a file, mend that and give its path" if revision else "")
     if not rows:
         raise DataError(f"{settings.data} holds no rows")
     return rows, skipped, revision

@@ -13,7 +13,8 @@ import signal
 import threading
 from contextlib import contextmanager
 from datetime import date
-from functools import cache, lru_cache
+from functools import lru_cache
+from os.path import commonprefix  # of any lists
 
 from helpers.settings import IGNORED
 from helpers.sources.manifest import ModelError
@@ -126,17 +127,11 @@ def _end_tokens(tokenizer, template: str) -> frozenset[int]:
         after(_ANSWERED, question, answer),
         after(_ANSWERED, question, answer, question, answer_next=True),
     )
-    shared = last[: common_prefix(last, in_between)]  # not the end of the whole text, as Phi-3 writes one
+    shared = commonprefix([last, in_between])  # without the end of the whole text, as Phi-3 writes one
     ends = {tokenizer.eos_token_id} & set(shared) or set(shared[:1] or last[-1:])
     if not ends & set(called := after(_CALLED, question, call)):
         ends |= set(called[-1:])
     return frozenset(ends)
-
-
-def common_prefix(first: list, second: list) -> int:
-    """How many elements two lists have in common from their start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> str | None:
@@ -163,33 +158,35 @@ def left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: st
 
 
 def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> tuple[list[int], list[int]]:
-    """The tokens of a conversation, and for each its label: the token itself in the answers to learn, else -100.
+    """The tokens of a conversation up to its last answer to learn, and the label of each: in such answers itself, else -100.
 
     Raises:
         DataError: if a text holds a special token, or the template refuses the conversation, leaves something out, does not
             end an answer, or (:class:`RewritesEarlierTurns`) does not leave earlier turns as they were.
     """
 
-    @cache  # the last answer ends where the conversation does
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     content = json.dumps([messages, tools], ensure_ascii=False, default=str)
-    special = (
-        token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content.strip()
-    )
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     if mark := next((token for token in special if json.dumps(token, ensure_ascii=False)[1:-1] in content), None):
         raise DataError(
             f"a text holds {mark!r}, which this model reads as a command and not as text; take it out, or give the row as "
             "one text in Llama 2's form, which is taken apart"
         )
-    ends, ids = end_tokens(tokenizer), ids_of(render(tokenizer, messages, tools))
-    labels = [IGNORED] * len(ids)
+    turns = []
     for turn in answers_to_learn(messages):
         prompt, text = _asked_and_answered(tokenizer, messages[: turn + 1], tools)
-        answered = ids_of(text)
-        start = common_prefix(ids_of(prompt), answered)
-        stop = next((i + 1 for i in range(start, len(answered)) if answered[i] in ends), 0)
+        asked, ids = ids_of(prompt), ids_of(text)
+        if ids[: len(asked)] != asked:  # a token would reach across the border, where the model is asked without it
+            ids = asked + ids_of(text[len(prompt) :])
+        turns.append((len(asked), ids))
+    if not turns:
+        raise DataError("there is no answer to learn from")
+    ends, labels = end_tokens(tokenizer), [IGNORED] * len(ids)
+    for start, answered in turns:
+        stop = max((i + 1 for i in range(start, len(answered)) if answered[i] in ends), default=0)
         if not stop:
             raise DataError(
                 "the chat template does not end an answer with a token of its own, so the model would never learn to stop; "

@@ -42,6 +42,27 @@ def test_each_answer_is_supervised_to_its_end_and_nothing_else(speaks, family):
     assert "".join(learned([U, A | {"weight": 0}, *TWO[2:]], tokenizer).split()) == f"Yes,six.{ENDS[family]}"
 
 
+BORDER = (  # asks with "assistant: ", whose space and the first word of an answer would be one token
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama3", "gemma", "phi3", "qwen2_5", "qwen3", "gptoss", "a token across the border"]
+)
+def test_a_row_begins_with_exactly_the_tokens_that_the_model_is_asked_with(speaks, family):
+    tokenizer = speaks("qwen2_5" if family.startswith("a token") else family)
+    if family.startswith("a token"):
+        tokenizer.chat_template = BORDER
+    talk = [*TWO[:3], {"role": "assistant", "content": "The answer is six."}]
+    row = encode_answers(Example(talk), tokenizer)[-1]
+    texts = [render(tokenizer, talk[:3], answer_next=True), render(tokenizer, talk)]
+    asked, whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert (whole[: len(asked)] != asked) == family.startswith("a token")
+    assert row.input_ids[: len(asked)] == asked and tokenizer.decode(row.input_ids) == tokenizer.decode(whole)
+    assert row.labels[len(asked) - 1] == IGNORED and row.labels[len(asked)] == row.input_ids[len(asked)]
+
+
 def test_a_template_that_changes_on_the_same_tokenizer_is_looked_at_again(speaks):
     tokenizer = speaks("qwen2_5")
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + ':' + m.content + '</s>' }}{% endfor %}"

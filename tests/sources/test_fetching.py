@@ -119,3 +119,18 @@ def test_a_damaged_file_in_the_hubs_cache(served):
         load_base(resolve(settings))
     file.unlink()
     load_base(resolve(settings))  # as the message says
+
+
+def test_rows_of_the_hub_are_skipped_by_the_same_rule_and_can_be_mended_in_a_file(served, tokenizer, capsys):
+    hub, settings = served
+    file = hub.folder / "datasets/some/rows/data/train-00000-of-00001.parquet"
+    pandas.DataFrame([*ROWS, {"question": " ", "answer": "a"}]).to_parquet(file)
+    assert prepare(settings, tokenizer).counts["unusable"] == 1
+    assert "some/rows row 41: the user content is blank: ' '" in capsys.readouterr().out
+    other = hub.folder / "datasets/some/hints/rows.parquet"
+    other.parent.mkdir()
+    pandas.DataFrame([row | {"hint": "Double it."} for row in ROWS]).to_parquet(other)
+    with pytest.raises(
+        DataError, match="some/hints row 1: the column 'hint' is not used(.|\n)*save the rows as a file, mend"
+    ):
+        prepare(settings.change(data="some/hints"), tokenizer)
