@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import socket
 import struct
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.data import read
-from helpers.headless.runner import find_notebooks, run_all
+from helpers.headless import find_notebooks, run_all
 from helpers.records import read_json, sha256, write_atomically
 from helpers.settings import ROOT, settings_for
 from helpers.sources import resolve
@@ -126,13 +127,17 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> str:
 
 
 def _install(wheels: Path) -> list[str]:
-    """What an installation from these wheels alone would fail at."""
+    """What an installation from these wheels alone, as the set-up does it, would fail at."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-index"]
-    pip += ["--find-links", str(wheels), "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.txt")]
-    done = subprocess.run(pip, cwd=ROOT, capture_output=True, text=True)
-    print(f"installation from the wheels: {'fails' if done.returncode else 'would work'}")
-    why = (done.stderr.strip().splitlines() or ["pip gives no reason"])[-1]
-    return [f"the wheels do not suffice for an installation: {why}"] * bool(done.returncode)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
+    for packages in (["torch"], ["--no-deps", "--require-hashes", "-r", "requirements.txt"]):
+        command, options = [*pip, "--find-links", wheels, *packages], {"cwd": ROOT, "env": environment}
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["pip gives no reason"])[-1]
+            return [f"the wheels are not enough for an installation: {why}"]
+    print("installation from the wheels: would work")
+    return []
 
 
 def _cut_off(kit: Path) -> None:

@@ -70,7 +70,15 @@ def test_make_reads_from_the_folder_that_fetch_filled(tmp_path):
         ["make", "-pn", "help", f"KIT={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout  # fmt: skip
     set_by_make = dict(re.findall(r"^(\w+) := (.*)$", database, re.MULTILINE))
-    expected = offline.environment(tmp_path) | {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+    expected = offline.environment(tmp_path) | {"HF_HUB_OFFLINE": "1", "WHEELHOUSE": f"{tmp_path}/wheels"}
     assert expected.items() <= set_by_make.items()
-    exported = set(re.search(r"^export MODELS_DIR (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
-    assert set(offline.environment(tmp_path)) - {"MODELS_DIR"} < exported
+    exported = set(re.findall(r"^export (\w+) :=", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(offline.environment(tmp_path)) < exported
+
+
+def test_wheels_that_are_not_enough_are_named(tmp_path):
+    (fault,) = offline._install(tmp_path)
+    assert (
+        fault.startswith("the wheels are not enough for an installation: ERROR: No matching distribution")
+        and "torch" in fault
+    )
