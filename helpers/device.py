@@ -115,11 +115,12 @@ def _cpu_has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def varlen(query, key, value, bounds, longest: int, scale: float | None = None):
-    """torch's kernel on (tokens, heads, features), causal."""
+def varlen(query, key, value, bounds, longest: int, scale: float | None = None, window: int | None = None):
+    """torch's kernel on (tokens, heads, features), causal; a token sees itself and the ``window`` - 1 before it, or all."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    left = window - 1 if window else -1
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0))
 
 
 @lru_cache
@@ -180,9 +181,10 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
             why = "each layer is compiled" if settings.compile else "the package liger-kernel is not installed"
             chosen["kernels"] = ("torch", why)
     chosen["compile"] = (False, "compiling takes longer than a short run can win back")
+    chosen["loss"] = ("fast", "of the supervised tokens alone, where that equals the model's own loss")
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
     chosen["checkpointing"] = (peak_without_checkpointing > 0.9 * device.free_memory, needs)
-    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n) is not None}
+    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n, None) is not None}
     chosen |= {name: (value, "set by you") for name, value in set_by_you.items()}
     return {name: {"value": value, "why": why} for name, (value, why) in chosen.items()}
 
@@ -208,13 +210,22 @@ class Plan:
         return {"precision": self.value("precision"), "attention": attention, "device": self.device.torch_name}
 
 
-def plan(settings: Settings, shape: Shape, longest: int | None = None, world: World | None = None) -> Plan:
+def plan(
+    settings: Settings,
+    shape: Shape,
+    longest: int | None = None,
+    world: World | None = None,
+    widest: int | None = None,
+    proven: dict[str, dict] | None = None,
+) -> Plan:
     """Decide how to use this machine for a run.
 
     Args:
         shape: of the base model.
         longest: tokens in the longest row; by default ``max_length``.
         world: of this process, where several train together.
+        widest: rows in the largest micro-batch, or its tokens with ``batch_tokens``; by default what the settings allow.
+        proven: decisions that were made by trying the model, see :mod:`helpers.engine.paths`.
 
     Raises:
         SettingsError: if the rows of a step cannot be divided among the processes.
@@ -222,10 +233,11 @@ def plan(settings: Settings, shape: Shape, longest: int | None = None, world: Wo
     """
     world, device = world or World(), describe()
     sharded = world.size > 1 and settings.method == "full"
-    rows = {"batch": settings.share(world.size)[0], "length": longest or settings.max_length}
+    rows = {"batch": widest or settings.share(world.size)[0], "length": longest or settings.max_length}
     if settings.batch_tokens:
-        rows = {"batch": 1, "length": settings.batch_tokens}
-    values = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
+        rows = {"batch": 1, "length": widest or settings.batch_tokens}
+    proven = proven or {}
+    values = {name: choice["value"] for name, choice in (decide(settings, device, 0) | proven).items()}
     sizes = rows | {
         "rank": settings.rank,
         "targets": settings.targets,
@@ -234,7 +246,8 @@ def plan(settings: Settings, shape: Shape, longest: int | None = None, world: Wo
         "attention": values["attention"],
         "fused": values["kernels"] == "liger" or values["compile"],
         "shards": world.size if sharded else 1,
+        "loss": values["loss"],
     }
-    decisions = decide(settings, device, predict(shape, settings.method, **sizes).total)
+    decisions = decide(settings, device, predict(shape, settings.method, **sizes).total) | proven
     sizes["checkpointing"] = decisions["checkpointing"]["value"]
     return Plan(device, decisions, predict(shape, settings.method, **sizes), world, sharded)

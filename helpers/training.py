@@ -12,16 +12,17 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers import guards, records
-from helpers.batches import Collator, deal, training_order
+from helpers.batches import Collator, deal, training_order, widest
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
 from helpers.engine.monitor import MemoryMonitor
+from helpers.engine.paths import compared
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
 from helpers.engine.updates import weight_updates
@@ -60,10 +61,11 @@ class Run:
     tokenizer: object
     order: list  # the micro-batches of this run, divided among the processes
     rows: list  # all rows in their order
+    sizes: dict  # of rows and processes, for the plan
     plan: Plan
     batches: Collator
-    checkpoints: Checkpoints
-    resumed: Checkpoint | None
+    checkpoints: Checkpoints | None = None
+    resumed: Checkpoint | None = None
     model: torch.nn.Module | None = None
     watch: guards.WeightWatch | None = None
     exact: dict = field(default_factory=dict)  # the trained weights, before rounding
@@ -104,9 +106,10 @@ def train(
         TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
             are those of other settings.
     """
-    run = _plan(settings, data, adapter, resume, world or World())
+    run = _plan(settings, data, adapter, world or World())
     with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
         _load(run, model)
+        _prove_path(run, resume)
         _fit(run, monitor)
         _prove(run, monitor.result())
         if run.plan.world.main:
@@ -116,7 +119,7 @@ def train(
     return Trained(run.model, run.tokenizer, run.record, settings.folder)
 
 
-def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bool, world: World) -> Run:
+def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: World) -> Run:
     """Fix rows, order and the use of this machine, and refuse what cannot work, before anything is loaded."""
     started, record, base = time.perf_counter(), records.begin(settings), resolve(settings)
     tokenizer, order = load_tokenizer(base), training_order(data, settings)
@@ -127,18 +130,30 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bo
             f"the longest row has {longest} tokens, more than batch_tokens = {settings.batch_tokens}: rows are never cut, "
             "so raise batch_tokens or lower max_length"
         )
+    order = deal(order, settings, world.size)
+    sizes = {"longest": longest, "world": world, "widest": widest(order, settings)}
     free_memory()
-    chosen = plan(settings, base.shape, longest, world)
+    chosen = plan(settings, base.shape, **sizes)
     preflight.device_memory(chosen)
     if chosen.device.count > world.size:
         print(f"{chosen.device.count} devices are visible; this run uses {chosen.device.torch_name}")
-    checkpoints = Checkpoints(settings.folder, conditions(settings, base, fingerprint(rows), chosen, adapter))
-    resumed = checkpoints.begin(resume and world.size == 1) if world.main else None
+    batches = collator(settings, chosen, tokenizer, order)
+    return Run(settings, data, base, adapter, started, record, tokenizer, order, rows, sizes, chosen, batches)
+
+
+def _prove_path(run: Run, resume: bool) -> None:
+    """Compare the planned path with the model's own forward pass, plan again with what came out, and look for checkpoints."""
+    settings, world = run.settings, run.plan.world
+    proven = compared(run.model, run.plan, run.rows, run.batches, run.base.name)
+    if proven["loss"]["value"] == "stock":
+        run.plan = replace(plan(settings, run.base.shape, **run.sizes, proven=proven), device=run.plan.device)
+        preflight.device_memory(run.plan)
+        run.batches = collator(settings, run.plan, run.tokenizer, run.order)
+    run.plan.decisions.update(proven)
+    given = conditions(settings, run.base, fingerprint(run.rows), run.plan, run.adapter)
+    run.checkpoints = Checkpoints(settings.folder, given)
+    run.resumed = run.checkpoints.begin(resume and world.size == 1) if world.main else None
     distributed.wait()
-    batches, order = collator(settings, chosen, tokenizer, longest), deal(order, settings, world.size)
-    return Run(
-        settings, data, base, adapter, started, record, tokenizer, order, rows, chosen, batches, checkpoints, resumed
-    )
 
 
 def _load(run: Run, given: torch.nn.Module | None) -> None:

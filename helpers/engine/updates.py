@@ -26,6 +26,11 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
     raise KeyError(f"{name} is in no *.safetensors file of {folder}")
 
 
+def decoder_blocks(model) -> torch.nn.ModuleList:
+    """The blocks of a decoder, whatever its family calls them: the longest list of modules right inside it."""
+    return max((m for m in model.get_decoder().children() if isinstance(m, torch.nn.ModuleList)), key=len)
+
+
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
     """Singular values of the update of each linear layer in a few decoder blocks, spread from first to last.
 
@@ -41,8 +46,7 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
         Eckart and Young 1936) and ``relative_norm`` (of the update against the base weight).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    names = {module: name for name, module in base.named_modules()}
-    blocks = max((m for m in base.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    names, blocks = {module: name for name, module in base.named_modules()}, decoder_blocks(base)
     last = len(blocks) - 1
     chosen = {round(i * last / (layers - 1)) for i in range(layers)} if layers > 1 else {(last + 1) // 2}
     updates = []
