@@ -6,6 +6,7 @@ on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ import torch.nn.functional as F
 # for a generated token on one NVIDIA H200 (2026-11-22, "cudnn" in helpers/reference/speed-7b.json). Ragged rows bring a
 # new shape in nearly every step, and generation brings one with every token.
 torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+CPU_NUMBERS = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Device:
     free_memory: int
     runtime: str | None  # "ROCm 7.1", "CUDA 13.0"
     bf16: bool
+    detail: str | None = None  # of a CPU: what tells it from others of the same name
 
     @property
     def torch_name(self) -> str:
@@ -81,38 +86,40 @@ def describe() -> Device:
             runtime=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
-    memory = psutil.virtual_memory()
+    memory, facts, threads = psutil.virtual_memory(), _cpu_facts(), torch.get_num_threads()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
     return Device(
         kind="cpu",
-        name=_cpu_name(),
+        name=f"{name}, {threads} thread{'s' * (threads != 1)}",
         architecture=platform.machine(),
         count=1,
         total_memory=memory.total,
         free_memory=memory.available,
         runtime=None,
-        bf16=_cpu_has_bf16(),
+        # whether it multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32
+        bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags),
+        detail=_cpu_detail(facts, flags),
     )
 
 
-def _cpu_facts() -> str:
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as handle:
-            return handle.read().split("\n\n")[0]
+            lines = handle.read().split("\n\n")[0].splitlines()
     except OSError:
-        return ""
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _cpu_name() -> str:
-    for line in _cpu_facts().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32."""
-    words = set(_cpu_facts().split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+def _cpu_detail(facts: dict[str, str], flags: list[str]) -> str:
+    """Family, model and stepping, cores, clock, and a digest of the instruction sets: one name stands for many CPUs."""
+    numbers = [f"{name} {facts[key]}" for name, key in CPU_NUMBERS if key in facts]
+    cores = f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
+    clock = [f"{float(facts['cpu MHz']) / 1000:.1f} GHz"] if "cpu MHz" in facts else []
+    sets = [f"flags {hashlib.sha256(' '.join(sorted(flags)).encode()).hexdigest()[:8]}"] if flags else []
+    return ", ".join([*numbers, cores, *clock, *sets])
 
 
 def varlen(query, key, value, bounds, longest: int, scale: float | None = None, window: int | None = None):
@@ -160,20 +167,16 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
     Returns:
         ``{"precision": {"value": "bf16", "why": ...}, "attention": ..., "checkpointing": ...}``
     """
-    chosen = {}
+    chosen = {"precision": ("fp32", "this device has no bf16 arithmetic of its own")}
     if device.bf16:
         chosen["precision"] = ("bf16", "this device multiplies bf16 natively, at least twice as fast as fp32")
-    else:
-        chosen["precision"] = ("fp32", "this device has no bf16 arithmetic of its own")
     if device.kind == "cpu":
         chosen["attention"] = ("eager", "on short rows, plain matrix products train faster on a CPU than SDPA")
         chosen["kernels"] = ("torch", "fused kernels exist for GPUs only")
     else:
         wrong = varlen_probe(device.torch_name)
-        chosen["attention"] = (
-            "varlen",
-            "torch's variable-length kernel passed its check: rows lie end to end, unpadded",
-        )
+        why = "torch's variable-length kernel passed its check: rows lie end to end, unpadded"
+        chosen["attention"] = ("varlen", why)
         if wrong:
             chosen["attention"] = ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
         chosen["kernels"] = ("liger", "norms, rotations and gates take one pass over memory each")

@@ -71,7 +71,7 @@ class Run:
     exact: dict = field(default_factory=dict)  # the trained weights, before rounding
     checks: list = field(default_factory=list)
     steps: Steps | None = None
-    facts: dict = field(default_factory=dict)  # for record.training
+    facts: dict = field(default_factory=lambda: {"validation_loss": []})  # for record.training
     ranks: list = field(default_factory=list)  # what each process held
 
 
@@ -109,7 +109,7 @@ def train(
     run = _plan(settings, data, adapter, world or World())
     with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
         _load(run, model)
-        _prove_path(run, resume)
+        _prove_path(run, monitor, resume)
         _fit(run, monitor)
         _prove(run, monitor.result())
         if run.plan.world.main:
@@ -141,10 +141,13 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: Wor
     return Run(settings, data, base, adapter, started, record, tokenizer, order, rows, sizes, chosen, batches)
 
 
-def _prove_path(run: Run, resume: bool) -> None:
+def _prove_path(run: Run, monitor: MemoryMonitor, resume: bool) -> None:
     """Compare the planned path with the model's own forward pass, plan again with what came out, and look for checkpoints."""
     settings, world = run.settings, run.plan.world
-    proven = compared(run.model, run.plan, run.rows, run.batches, run.base.name)
+    monitor.mark("compare")
+    proven, silent = compared(run.model, run.plan, run.rows, run.batches, run.base.name)
+    monitor.mark("load")
+    run.watch.forget(silent)
     if proven["loss"]["value"] == "stock":
         run.plan = replace(plan(settings, run.base.shape, **run.sizes, proven=proven), device=run.plan.device)
         preflight.device_memory(run.plan)
@@ -153,6 +156,9 @@ def _prove_path(run: Run, resume: bool) -> None:
     given = conditions(settings, run.base, fingerprint(run.rows), run.plan, run.adapter)
     run.checkpoints = Checkpoints(settings.folder, given)
     run.resumed = run.checkpoints.begin(resume and world.size == 1) if world.main else None
+    if run.data.validation:
+        run.facts["validation_loss"] = [held_out_loss(run.model, run.data.validation)["loss"]]
+    distributed.reshard(run.model)
     distributed.wait()
 
 
@@ -173,9 +179,6 @@ def _load(run: Run, given: torch.nn.Module | None) -> None:
     run.facts |= {"trainable": trainable, "total": total}
     run.watch = guards.WeightWatch(run.model)
     run.facts["load_seconds"] = time.perf_counter() - loading
-    run.facts["validation_loss"] = (
-        [held_out_loss(run.model, run.data.validation)["loss"]] if run.data.validation else []
-    )
     distributed.reshard(run.model)
     free_memory()
 
@@ -205,12 +208,14 @@ def _prove(run: Run, memory: dict) -> None:
     """The guards that hold after training, over all processes; then each process works alone."""
     model, world, held = run.model, run.plan.world, run.steps.held
     changed = distributed.gather(run.watch.changed(dict(model.named_parameters()) | run.exact))
-    run.checks += run.watch.check(model, changed)
+    run.checks += run.watch.check(model, changed, sum(step["learning_rate"] > 0 for step in run.steps.steps))
     run.facts["changed_share"] = sum(share for share, _ in changed) / len(changed)
     if run.plan.sharded:
-        run.checks.append(guards.each_holds_its_part(model, held["parameters"], world.size))
+        detail = distributed.held_in_parts(model, held["parameters"], world.size)
+        run.checks.append(guards.Guard("each process holds its part", detail))
     elif world.size > 1:
-        run.checks.append(guards.processes_agree(distributed.gather(guards.digest(model, trainable=True)[0])))
+        digests = distributed.gather(guards.digest(model, trainable=True)[0])
+        run.checks.append(guards.Guard("all processes agree", distributed.in_agreement(digests)))
     run.ranks = distributed.gather({"device": run.plan.device.name, "peak": memory["peak"], **held})
     run.record.memory = memory | {"predicted": run.plan.predicted.to_dict(), "ranks": run.ranks}
     run.watch = None

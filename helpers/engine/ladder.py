@@ -54,7 +54,7 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
         set_seed(settings.seed)
         model = to_train(model, settings, chosen.value("precision"))
         rows = [row for batch in order for row in batch]
-        chosen.decisions.update(compared(model, chosen, rows, batches, base.name))
+        chosen.decisions.update(compared(model, chosen, rows, batches, base.name)[0])
         batches = collator(settings, chosen, tokenizer, order)
         with fast(model, chosen):
             trainer = make_trainer(model, settings, chosen, order, tokenizer, batches, Path(folder), [clock])

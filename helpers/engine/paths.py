@@ -6,6 +6,8 @@ pass, one at a time and without padding; then both together through the fast los
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 from helpers.batches import Collator
@@ -27,7 +29,7 @@ LOGITS = 2**31  # bytes that the logits of the model's own pass may take: a long
 TOLERANCE = {"fp32": (1e-4, 5e-3), "bf16": (2e-2, 1e-1)}
 
 
-def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> dict[str, dict]:
+def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> tuple[dict[str, dict], list[str]]:
     """Compare the planned path with the model's own forward pass, and decide by which one it is trained.
 
     Args:
@@ -37,11 +39,11 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> dic
 
     Returns:
         Decisions for :func:`helpers.device.plan`: ``loss`` ("fast" or "stock"), and where layout or kernels are at fault
-        also ``attention``, ``kernels`` and ``compile``, each with its reason.
+        also ``attention``, ``kernels`` and ``compile``, each with its reason; and the names of weights that would be
+        trained and get no gradient from text.
 
     Raises:
-        TrainingError: if the model's own forward pass fails, a trained weight gets no gradient from it, or the model
-            cannot take the packed rows of ``batch_tokens``.
+        TrainingError: if the model's own forward pass fails, or the model cannot take the packed rows of ``batch_tokens``.
     """
     training, attention = model.training, model.config._attn_implementation
     layout = [
@@ -53,6 +55,7 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> dic
     model.eval()  # no dropout
     pieces, reasons = _pieces(rows, model), {}
     try:
+        _require_causal(model, pieces[0]["input_ids"][:32], name)
         own = _own(model, pieces, name)
         for loss in ("fast", "stock") if any(layout) else ("fast",):
             reason, detail = _difference(model, plan, loss, batches, pieces, own)
@@ -62,8 +65,11 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> dic
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
+    silent = [key for key, gradient in own[1].items() if gradient is None]
+    if silent:
+        print(f"{name}: {len(silent)} weights get no gradient from text and stay as they are, such as {silent[0]}")
     if not reasons:
-        return {"loss": {"value": "fast", "why": detail}}
+        return {"loss": {"value": "fast", "why": detail}}, silent
     print(f"{name} is trained with its own loss: {reasons['fast']}")
     chosen = {"loss": {"value": "stock", "why": reasons["fast"]}}
     if "stock" in reasons:
@@ -74,7 +80,7 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> dic
         print(f"{name} is trained on padded rows with its own attention: {reasons['stock']}")
         plain = {"attention": attention, "kernels": "torch", "compile": False}
         chosen |= {key: {"value": value, "why": reasons["stock"]} for key, value in plain.items()}
-    return chosen
+    return chosen, silent
 
 
 def _pieces(rows: list, model) -> list[dict]:
@@ -94,8 +100,7 @@ def _pass(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor | N
     tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     total = 0.0
     for batch in batches:
-        batch = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in batch.items()}
-        loss = model(**batch, num_items_in_batch=tokens)["loss"]
+        loss = model(**_on_device(model, batch), num_items_in_batch=tokens)["loss"]
         loss.backward()
         total += loss.item()
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
@@ -107,25 +112,43 @@ def _sample(gradient: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // SAMPLE)].float()
 
 
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+@contextlib.contextmanager
+def _of_its_own(name: str, tokens: int) -> Iterator[None]:
+    """Turn a failure of the model's own forward pass into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TrainingError) or is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{name} cannot be trained here: its own forward pass fails on a row of {tokens} tokens ({_words(error)}). "
+            "Supported is any model that transformers' AutoModelForCausalLM trains on text with labels"
+        ) from error
+
+
+@torch.no_grad()
+def _require_causal(model, ids: list[int], name: str) -> None:
+    """A model that generates must not score a token by those that come after it."""
+    with _of_its_own(name, len(ids)):
+        ids = torch.tensor([ids], device=model.device)
+        whole, half = (model(input_ids=part, use_cache=False).logits for part in (ids, ids[:, : ids.shape[1] // 2]))
+        apart = (whole[:, : half.shape[1]] - half).abs().max()
+        if not apart <= 0.05 * half.abs().max():
+            raise TrainingError(
+                f"{name} cannot be trained to answer: its scores for a token change with the tokens that come after it, so it "
+                "is no causal language model"
+            )
+
+
 def _own(model, pieces: list[dict], name: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of the model's own forward pass, one row at a time."""
     alone = Collator(False, 0)
-    try:
-        with supervised(model, "stock"):
-            loss, gradient = _pass(model, [alone([{"rows": [piece]}]) for piece in pieces])
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"{name} cannot be trained here: its own forward pass fails on a row of {len(pieces[0]['input_ids'])} tokens "
-            f"({_words(error)}). Supported is any model that transformers' AutoModelForCausalLM trains on text with labels"
-        ) from error
-    if without := [key for key, value in gradient.items() if value is None]:
-        raise TrainingError(
-            f"{name} cannot be trained as a whole: text gives no gradient to {len(without)} weights that would be trained, "
-            f"such as {without[0]}. Choose a text-only model, or an adapter whose targets all take part"
-        )
-    return loss, gradient
+    with _of_its_own(name, len(pieces[0]["input_ids"])), supervised(model, "stock"):
+        return _pass(model, [alone([{"rows": [piece]}]) for piece in pieces])
 
 
 def _difference(model, plan: Plan, loss: str, batches: Collator, pieces, own) -> tuple[str | None, str]:
@@ -139,6 +162,7 @@ def _difference(model, plan: Plan, loss: str, batches: Collator, pieces, own) ->
         if reason is None:
             with fast(model, planned):
                 reason, detail = _distance(own, _pass(model, [batches([{"rows": pieces}])]), plan.value("precision"))
+                _once_in_training(model, batches([{"rows": pieces[1:]}]))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -146,13 +170,27 @@ def _difference(model, plan: Plan, loss: str, batches: Collator, pieces, own) ->
     return next(filter(None, distributed.gather(reason)), None), detail
 
 
+@torch.no_grad()
+def _once_in_training(model, batch: dict) -> None:
+    """A forward pass with the dropout of the model's own layers, which an attention may refuse; no random state is used up."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        model.train()(**_on_device(model, batch))
+        model.eval()
+
+
+def _on_device(model, batch: dict) -> dict:
+    return {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in batch.items()}
+
+
 def _distance(own, other, precision: str) -> tuple[str | None, str]:
     (own_loss, own_gradient), (loss, gradient) = own, other
     apart = abs(loss - own_loss) / max(abs(own_loss), 1e-9)
-    whole = torch.stack([value.norm() for value in own_gradient.values()]).norm()
+    reached = {key: value for key, value in own_gradient.items() if value is not None}
+    whole = torch.stack([value.norm() for value in reached.values()]).norm()
     turned = max(
-        float((gradient[key] - value).norm() / torch.maximum(value.norm(), 0.1 * whole)) if whole else 0.0
-        for key, value in own_gradient.items()
+        float((gradient[key] - value).norm() / torch.maximum(value.norm(), 0.1 * whole))
+        for key, value in reached.items()
     )
     most = TOLERANCE[precision]
     detail = f"within {apart:.0e} (loss) and {turned:.0e} (gradient) of the model's own on real rows"
@@ -162,7 +200,3 @@ def _distance(own, other, precision: str) -> tuple[str | None, str]:
         f"the fast path gives a loss of {loss:.4f} against the model's own {own_loss:.4f}, and a gradient {turned:.1%} off",
         "",
     )
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -181,7 +181,9 @@ def collator(settings: Settings, plan: Plan, tokenizer, order: list[list]) -> Co
 def make_trainer(model, settings, plan: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
     rows = {id(row): {"input_ids": row.input_ids, "labels": row.labels} for batch in order for row in batch}
-    numbers = Dataset.from_dict({"rows": [[id(row) for row in batch] for batch in order]})  # a long run repeats its rows
+    numbers = Dataset.from_dict(
+        {"rows": [[id(row) for row in batch] for batch in order]}
+    )  # a long run repeats its rows
     trainer = Trainer(
         model=model,
         args=_arguments(settings, folder, plan),

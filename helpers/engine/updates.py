@@ -6,11 +6,13 @@ weight less the one in the base model's files. How fast its singular values fall
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
 
 
 def base_tensor(folder: Path, name: str) -> torch.Tensor:
@@ -52,24 +54,28 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
     updates = []
     for index in sorted(chosen):
         for name, layer in blocks[index].named_modules():
-            delta = _delta(layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {})
-            if delta is not None:
-                before = base_tensor(folder, f"{names[layer]}.weight").norm()
-                updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before))
+            with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
+                before, delta = _delta(
+                    layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {}
+                )
+                if delta is not None:
+                    updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before.norm().cpu()))
     return updates
 
 
-def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> torch.Tensor | None:
-    """The update of one layer's weight in fp32; None for a layer that has no linear weight of its own, or no adapter."""
-    with torch.no_grad():
-        if adapted:
-            return (
-                layer.get_delta_weight(layer.active_adapters[0]).float() if hasattr(layer, "get_delta_weight") else None
-            )
-        if not isinstance(layer, torch.nn.Linear):
-            return None
-        weight = exact.get(name, layer.weight).detach().float()
-        return weight - base_tensor(folder, name).to(weight.device)
+def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A layer's base weight and its update in fp32; None for a layer that has no linear weight of its own, or no adapter."""
+    if adapted:
+        if not hasattr(layer, "get_delta_weight"):
+            return torch.empty(0), None
+        delta = layer.get_delta_weight(layer.active_adapters[0]).float()
+        weight = layer.get_base_layer().weight
+        return weight.float() if weight.shape == delta.shape else base_tensor(folder, name), delta
+    if not isinstance(layer, torch.nn.Linear | Conv1D):
+        return torch.empty(0), None
+    before = base_tensor(folder, name)
+    weight = exact.get(name, layer.weight).detach().float()
+    return before, weight - before.to(weight.device)
 
 
 def _spectrum(delta: torch.Tensor, before: torch.Tensor) -> dict:
