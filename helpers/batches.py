@@ -51,6 +51,14 @@ def deal(order: list[list], settings: Settings, among: int) -> list[list]:
     return [rows for batch in order for rows in split_evenly(batch, among)]
 
 
+def widest(order: list[list], settings: Settings) -> int:
+    """Rows in the largest micro-batch; with ``batch_tokens`` tokens, rounded up to that many unless all rows take fewer."""
+    if not settings.batch_tokens:
+        return max(map(len, order))
+    rows = {id(row): len(row.input_ids) for batch in order for row in batch}
+    return min(settings.batch_tokens, sum(rows.values()))
+
+
 def _packed(epoch: list, tokens: int, open_bins: int = 16) -> list[list]:
     """First fit with a few bins open at a time, so that the shuffled order survives and the bins fill to about 99 %."""
     done, bins = [], []

@@ -6,6 +6,7 @@ on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ import torch.nn.functional as F
 # for a generated token on one NVIDIA H200 (2026-11-22, "cudnn" in helpers/reference/speed-7b.json). Ragged rows bring a
 # new shape in nearly every step, and generation brings one with every token.
 torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+CPU_NUMBERS = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Device:
     free_memory: int
     runtime: str | None  # "ROCm 7.1", "CUDA 13.0"
     bf16: bool
+    detail: str | None = None  # of a CPU: what tells it from others of the same name
 
     @property
     def torch_name(self) -> str:
@@ -81,45 +86,48 @@ def describe() -> Device:
             runtime=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
-    memory = psutil.virtual_memory()
+    memory, facts, threads = psutil.virtual_memory(), _cpu_facts(), torch.get_num_threads()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
     return Device(
         kind="cpu",
-        name=_cpu_name(),
+        name=f"{name}, {threads} thread{'s' * (threads != 1)}",
         architecture=platform.machine(),
         count=1,
         total_memory=memory.total,
         free_memory=memory.available,
         runtime=None,
-        bf16=_cpu_has_bf16(),
+        # whether it multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32
+        bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags),
+        detail=_cpu_detail(facts, flags),
     )
 
 
-def _cpu_facts() -> str:
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as handle:
-            return handle.read().split("\n\n")[0]
+            lines = handle.read().split("\n\n")[0].splitlines()
     except OSError:
-        return ""
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _cpu_name() -> str:
-    for line in _cpu_facts().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+def _cpu_detail(facts: dict[str, str], flags: list[str]) -> str:
+    """Family, model and stepping, cores, clock, and a digest of the instruction sets: one name stands for many CPUs."""
+    numbers = [f"{name} {facts[key]}" for name, key in CPU_NUMBERS if key in facts]
+    cores = f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
+    clock = [f"{float(facts['cpu MHz']) / 1000:.1f} GHz"] if "cpu MHz" in facts else []
+    sets = [f"flags {hashlib.sha256(' '.join(sorted(flags)).encode()).hexdigest()[:8]}"] if flags else []
+    return ", ".join([*numbers, cores, *clock, *sets])
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32."""
-    words = set(_cpu_facts().split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def varlen(query, key, value, bounds, longest: int, scale: float | None = None):
-    """torch's kernel on (tokens, heads, features), causal."""
+def varlen(query, key, value, bounds, longest: int, scale: float | None = None, window: int | None = None):
+    """torch's kernel on (tokens, heads, features), causal; a token sees itself and the ``window`` - 1 before it, or all."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    left = window - 1 if window else -1
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0))
 
 
 @lru_cache
@@ -159,20 +167,16 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
     Returns:
         ``{"precision": {"value": "bf16", "why": ...}, "attention": ..., "checkpointing": ...}``
     """
-    chosen = {}
+    chosen = {"precision": ("fp32", "this device has no bf16 arithmetic of its own")}
     if device.bf16:
         chosen["precision"] = ("bf16", "this device multiplies bf16 natively, at least twice as fast as fp32")
-    else:
-        chosen["precision"] = ("fp32", "this device has no bf16 arithmetic of its own")
     if device.kind == "cpu":
         chosen["attention"] = ("eager", "on short rows, plain matrix products train faster on a CPU than SDPA")
         chosen["kernels"] = ("torch", "fused kernels exist for GPUs only")
     else:
         wrong = varlen_probe(device.torch_name)
-        chosen["attention"] = (
-            "varlen",
-            "torch's variable-length kernel passed its check: rows lie end to end, unpadded",
-        )
+        why = "torch's variable-length kernel passed its check: rows lie end to end, unpadded"
+        chosen["attention"] = ("varlen", why)
         if wrong:
             chosen["attention"] = ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
         chosen["kernels"] = ("liger", "norms, rotations and gates take one pass over memory each")
@@ -181,9 +185,10 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
             chosen["kernels"] = ("torch", why)
     chosen["frozen"] = ("plain", "products with frozen weights are as exact as all others")
     chosen["compile"] = (False, "compiling takes longer than a short run can win back")
+    chosen["loss"] = ("fast", "of the supervised tokens alone, where that equals the model's own loss")
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
     chosen["checkpointing"] = (peak_without_checkpointing > 0.9 * device.free_memory, needs)
-    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n) is not None}
+    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n, None) is not None}
     chosen |= {name: (value, "set by you") for name, value in set_by_you.items()}
     return {name: {"value": value, "why": why} for name, (value, why) in chosen.items()}
 
@@ -209,13 +214,22 @@ class Plan:
         return {"precision": self.value("precision"), "attention": attention, "device": self.device.torch_name}
 
 
-def plan(settings: Settings, shape: Shape, longest: int | None = None, world: World | None = None) -> Plan:
+def plan(
+    settings: Settings,
+    shape: Shape,
+    longest: int | None = None,
+    world: World | None = None,
+    widest: int | None = None,
+    proven: dict[str, dict] | None = None,
+) -> Plan:
     """Decide how to use this machine for a run.
 
     Args:
         shape: of the base model.
         longest: tokens in the longest row; by default ``max_length``.
         world: of this process, where several train together.
+        widest: rows in the largest micro-batch, or its tokens with ``batch_tokens``; by default what the settings allow.
+        proven: decisions that were made by trying the model, see :mod:`helpers.engine.paths`.
 
     Raises:
         SettingsError: if the rows of a step cannot be divided among the processes.
@@ -223,10 +237,11 @@ def plan(settings: Settings, shape: Shape, longest: int | None = None, world: Wo
     """
     world, device = world or World(), describe()
     sharded = world.size > 1 and settings.method == "full"
-    rows = {"batch": settings.share(world.size)[0], "length": longest or settings.max_length}
+    rows = {"batch": widest or settings.share(world.size)[0], "length": longest or settings.max_length}
     if settings.batch_tokens:
-        rows = {"batch": 1, "length": settings.batch_tokens}
-    values = {name: choice["value"] for name, choice in decide(settings, device, 0).items()}
+        rows = {"batch": 1, "length": widest or settings.batch_tokens}
+    proven = proven or {}
+    values = {name: choice["value"] for name, choice in (decide(settings, device, 0) | proven).items()}
     sizes = rows | {
         "rank": settings.rank,
         "targets": settings.targets,
@@ -235,7 +250,8 @@ def plan(settings: Settings, shape: Shape, longest: int | None = None, world: Wo
         "attention": values["attention"],
         "fused": values["kernels"] == "liger" or values["compile"],
         "shards": world.size if sharded else 1,
+        "loss": values["loss"],
     }
-    decisions = decide(settings, device, predict(shape, settings.method, **sizes).total)
+    decisions = decide(settings, device, predict(shape, settings.method, **sizes).total) | proven
     sizes["checkpointing"] = decisions["checkpointing"]["value"]
     return Plan(device, decisions, predict(shape, settings.method, **sizes), world, sharded)

@@ -37,12 +37,6 @@ class Guard:
         return asdict(self)
 
 
-def _require(condition: bool, name: str, detail: str, fault: str) -> Guard:
-    if not condition:
-        raise GuardError(f"{name}: {fault}")
-    return Guard(name, detail)
-
-
 def count(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters, 4-bit weights counted as the numbers they stand for."""
 
@@ -58,77 +52,41 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
     """`full` trains every parameter and holds no adapter; an adapter method trains the adapter and nothing else.
 
     Raises:
-        GuardError: for a model that was wrapped or frozen by something that ran before.
+        GuardError: for a model that something before this run wrapped or froze.
     """
     trainable, total = count(model)
-    adapter = [n for n, _ in model.named_parameters() if "lora_" in n]
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    adapter, numbers = [n for n in trained if "lora_" in n], f"{trainable:,} of {total:,} parameters"
     if settings.method == "full":
-        return [
-            _require(
-                not adapter and trainable == total,
-                "full trains everything",
-                f"{trainable:,} of {total:,} parameters, no adapter",
-                f"{trainable:,} of {total:,} parameters are trainable and {len(adapter)} adapter tensors are attached: "
-                "this model was wrapped for LoRA before, and training it now would be LoRA under the name full",
+        frozen = [name for name in trained if not trained[name]]
+        if adapter:
+            raise GuardError(
+                f"full trains everything: {numbers} are trainable and {len(adapter)} adapter tensors are attached: this "
+                "model was wrapped for LoRA before, and training it now would be LoRA under the name full"
             )
-        ]
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    stray = [n for n in names if "lora_" not in n]
-    guards = [
-        _require(
-            bool(adapter) and not stray and len(names) == len(adapter),
-            "only the adapter is trained",
-            f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.3f} %), in {len(names)} adapter tensors",
-            f"expected the adapter and nothing else to be trainable, but {len(names)} tensors are trainable for "
-            f"{len(adapter)} adapter tensors; outside the adapter: {', '.join(stray[:3]) or 'none'}",
+        if frozen or trainable != total:
+            raise GuardError(
+                f"full trains everything: only {numbers} are trainable; frozen is {min(frozen, default='')}"
+            )
+        return [Guard("full trains everything", f"{numbers}, no adapter")]
+    stray = [name for name in trained if trained[name] and name not in adapter]
+    number = sum(trained.values())
+    if not adapter or stray or number != len(adapter):
+        raise GuardError(
+            f"only the adapter is trained: {number} tensors are trainable for {len(adapter)} adapter tensors; outside the "
+            f"adapter: {', '.join(stray[:3]) or 'none'}"
         )
-    ]
-    if settings.method in ("lora", "rslora", "qlora"):
+    share = f"{numbers} ({100 * trainable / total:.3f} %), in {number} adapter tensors"
+    guards = [Guard("only the adapter is trained", share)]
+    if settings.method != "dora":  # which trains a magnitude for each output beside A and B
         formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
-        guards.append(
-            _require(
-                trainable == formula,
-                "the count equals the formula",
-                f"sum of r (in + out) = {formula:,}",
-                f"{trainable:,} parameters are trainable, the formula gives {formula:,}: another adapter is attached",
+        if trainable != formula:
+            raise GuardError(
+                f"the count equals the formula: {trainable:,} parameters are trainable, rank {settings.rank} on "
+                f"{settings.targets} makes {formula:,}: the adapter has another rank or other layers than you set"
             )
-        )
+        guards.append(Guard("the count equals the formula", f"sum of r (in + out) = {formula:,}"))
     return guards
-
-
-def each_holds_its_part(model: nn.Module, held: int, processes: int) -> Guard:
-    """Each process holds its part of a sharded model.
-
-    Args:
-        held: bytes of weights in this process.
-
-    Raises:
-        GuardError: if a process holds more than its part.
-    """
-    whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _require(
-        held < 1.05 * whole / processes,
-        "each process holds its part",
-        f"{held:,} bytes of weights here, 1/{processes} of {whole:,}",
-        f"{held:,} of {whole:,} bytes of weights lie in each of {processes} processes: they were not sharded",
-    )
-
-
-def processes_agree(digests: list[str]) -> Guard:
-    """Replicated processes hold equal weights.
-
-    Args:
-        digests: of the trained weights in each process.
-
-    Raises:
-        GuardError: if they differ.
-    """
-    return _require(
-        len(set(digests)) == 1,
-        "all processes agree",
-        f"sha256 {digests[0]} of the trained weights in each of {len(digests)} processes",
-        f"the trained weights differ between processes ({', '.join(digests)}): gradients were not averaged",
-    )
 
 
 def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
@@ -142,9 +100,8 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
         if "lora_" in name:
             continue
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if plain not in expected or not torch.equal(
-            value.detach().cpu(), expected[plain].detach().cpu().to(value.dtype)
-        ):
+        reference_value = expected.get(plain, value[:0]).detach().cpu()
+        if not torch.equal(value.detach().cpu(), reference_value.to(value.dtype)):
             raise GuardError(
                 f"fresh base: {plain} is not the weight in the base model's files, so something trained or merged "
                 "this model before; load it again"
@@ -176,6 +133,10 @@ class WeightWatch:
         self.frozen = digest(model, trainable=False)
         self.before = {n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad}
 
+    def forget(self, names: list[str]) -> None:
+        """Expect no change of some trained weights: those that get no gradient."""
+        self.before = {name: value for name, value in self.before.items() if name not in names}
+
     @staticmethod
     def _sample(value: torch.Tensor) -> torch.Tensor:
         flat = local(value.detach()).flatten()
@@ -191,11 +152,12 @@ class WeightWatch:
                 unchanged += [name] * (not differ)
         return changed / max(seen, 1), unchanged
 
-    def check(self, model: nn.Module, changed: list[tuple[float, list[str]]] | None = None) -> list[Guard]:
+    def check(self, model: nn.Module, changed: list[tuple[float, list[str]]] | None = None, updates=2) -> list[Guard]:
         """The guards on what changed.
 
         Args:
             changed: what :meth:`changed` gave, in each process; by default that of the model in this one.
+            updates: steps at a rate above 0. In the first one LoRA's A has no gradient, because B is nought.
 
         Raises:
             GuardError: if a frozen weight changed or a trained tensor did not.
@@ -204,23 +166,20 @@ class WeightWatch:
         share = sum(share for share, _ in changed) / len(changed)
         # one shard may stay: that of the embedding of tokens that no row holds
         unchanged = [name for name in changed[0][1] if all(name in others for _, others in changed)]
-        moved = _require(
-            not unchanged,
-            "trained weights changed",
-            f"{100 * share:.2f} % of {sum(map(len, self.before.values())):,} sampled elements differ",
-            f"{len(unchanged)} trained tensors did not change at all, {unchanged[0] if unchanged else ''} first: "
-            "the steps are lost in rounding or the tensor gets no gradient",
-        )
-        if not self.frozen[1]:
-            return [moved]
-        after, number = digest(model, trainable=False)
-        same = _require(
-            (after, number) == self.frozen,
-            "frozen weights did not change",
-            f"{number} tensors, sha256 {after} before and after",
-            "frozen base weights differ from those before training",
-        )
-        return [moved, same]
+        unchanged = [name for name in unchanged if updates > 1 or "lora_A" not in name]
+        if unchanged:
+            raise GuardError(
+                f"trained weights changed: {len(unchanged)} trained tensors did not change at all, {unchanged[0]} first: "
+                "the steps are lost in rounding, or the tensor gets no gradient"
+            )
+        sampled = sum(map(len, self.before.values()))
+        guards = [Guard("trained weights changed", f"{100 * share:.2f} % of {sampled:,} sampled elements differ")]
+        if self.frozen[1]:
+            digits, number = digest(model, trainable=False)
+            if (digits, number) != self.frozen:
+                raise GuardError("frozen weights did not change: they differ from those before training")
+            guards.append(Guard("frozen weights did not change", f"{number} tensors, sha256 {digits} before and after"))
+        return guards
 
 
 def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
@@ -251,20 +210,19 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
             raise GuardError(f"labels: row {number} is supervised towards a token that is not its own")
     held_out = {e.asked for e in data.test + data.harder + data.validation}
     leaked = [e for e in data.train if e.asked in held_out]
-    starts = (
-        "each turn opens with its own marker, none doubled"
-        if turns
-        else f"{tokenizer.bos_token} opens a row or follows an end token, never twice"
-    )
+    if leaked:
+        question = leaked[0].prompt[-1]["content"]
+        raise GuardError(
+            f"train and test are disjoint: {len(leaked)} held-out questions are also trained on, such as {question!r}"
+        )
+    starts = "each turn opens with its own marker, none doubled"
+    if not turns:
+        starts = f"{tokenizer.bos_token} opens a row or follows an end token, never twice"
+    disjoint = f"none of {len(held_out)} held-out questions is among the {len(data.train)} trained on"
     return [
         Guard("one BOS", f"{len(rows)} rows: {starts}"),
         Guard("EOS supervised", f"{names} is the last label of each answer in {len(rows)} rows"),
-        _require(
-            not leaked,
-            "train and test are disjoint",
-            f"none of {len(held_out)} held-out questions is among the {len(data.train)} trained on",
-            f"{len(leaked)} held-out questions are also trained on, such as {leaked[0].prompt[-1]['content'] if leaked else ''!r}",
-        ),
+        Guard("train and test are disjoint", disjoint),
     ]
 
 
@@ -280,16 +238,13 @@ def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
     ends = end_tokens(tokenizer)
     names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
     there, due = (sum(label in ends for label in some) for some in (labels, expected))
-    guard = _require(
-        there >= due,
-        "EOS in the batch",
-        f"{there} {names} labels in a batch of {len(rows)} rows",
-        f"{there} of {due} {names} labels are there: the model would never learn to stop",
-    )
-    _require(
-        sorted(labels) == expected,
-        "labels of the batch",
-        "",
-        f"{len(labels)} labels where the rows have {len(expected)}: padding or a question takes part in the loss",
-    )
-    return guard
+    if there < due:
+        raise GuardError(
+            f"EOS in the batch: {there} of {due} {names} labels are there: the model would never learn to stop"
+        )
+    if sorted(labels) != expected:
+        raise GuardError(
+            f"labels of the batch: {len(labels)} labels where the rows have {len(expected)}: padding or a question takes "
+            "part in the loss"
+        )
+    return Guard("EOS in the batch", f"{there} {names} labels in a batch of {len(rows)} rows")

@@ -1,6 +1,7 @@
 """Predicted memory of a training run, by part: weights, gradients, optimizer states, activations.
 
-The terms are those of a Llama-type decoder run layer by layer in PyTorch. Sources: the parameter shapes of
+Parameters are counted exactly for any model; the activations are those of a Llama-type decoder run layer by layer in
+PyTorch, and an estimate for other families. Sources: the parameter shapes of
 arXiv:2307.09288, LoRA of arXiv:2106.09685, the saved tensors of transformers' Llama modules, AdamW's two moments of
 arXiv:1711.05101, NF4 of arXiv:2305.14314 (4 bits plus 0.127 bits of block scales with double quantisation).
 """
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import sys
+from collections import Counter
 from dataclasses import dataclass, fields
 
 GB = 1e9  # decimal, as in parameters times bytes
@@ -21,56 +24,79 @@ UPDATED_AT_A_TIME = 2**27  # elements that helpers.optimizer updates at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama-type model."""
+    """The sizes of a decoder. The first eight are enough for a Llama-type model; :meth:`of` counts any other."""
 
     layers: int
     hidden: int
-    intermediate: int
+    intermediate: int  # features of the gated layer that one token goes through
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
     tied: bool  # whether the output head is the embedding matrix
+    linears: dict[str, tuple[int, int]] = None  # features in and out of each linear layer but the output head, by name
+    copies: dict[str, int] = None  # how many layers of that name the model holds
+    parameters: int = None
+
+    def __post_init__(self):
+        if self.linears is None:
+            q, kv, gate = self.heads * self.head_dim, self.kv_heads * self.head_dim, (self.hidden, self.intermediate)
+            linears = {"q_proj": (self.hidden, q), "k_proj": (self.hidden, kv), "v_proj": (self.hidden, kv)}
+            linears |= {"o_proj": (q, self.hidden), "gate_proj": gate, "up_proj": gate, "down_proj": gate[::-1]}
+            vars(self).update(linears=linears, copies=dict.fromkeys(linears, self.layers))
+            beside = self.vocabulary * (1 if self.tied else 2) + 2 * self.layers + 1  # embedding, head, norms
+            vars(self).update(parameters=self.block_weights + beside * self.hidden)
 
     @classmethod
     def of(cls, config) -> Shape:
-        """From a transformers configuration of the Llama family."""
-        heads = config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocabulary=config.vocab_size,
-            tied=config.tie_word_embeddings,
-        )
+        """Of any causal language model, counted on a model without memory that transformers builds from its configuration.
 
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Features in and out of each linear layer of one decoder block."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q_proj": (self.hidden, q),
-            "k_proj": (self.hidden, kv),
-            "v_proj": (self.hidden, kv),
-            "o_proj": (q, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
+        Raises:
+            ValueError: if transformers has no causal language model for this configuration.
+        """
+        import torch  # predictions work without it
+        from transformers import AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        modules = {
+            path: tuple(m.weight.shape if isinstance(m, Conv1D) else reversed(m.weight.shape))
+            for path, m in model.named_modules()
+            if isinstance(m, torch.nn.Linear | Conv1D) and m is not model.get_output_embeddings()
         }
+        names = {path: _short_name(path, modules) for path in modules}
+        text, linears = config.get_text_config(), {name: modules[path] for path, name in names.items()}
+        heads, experts = getattr(text, "num_attention_heads", 1), getattr(text, "num_experts_per_tok", None) or 1
+        width = getattr(text, "moe_intermediate_size" if experts > 1 else "intermediate_size", None)
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=experts * (width or max(map(max, linears.values()))),
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            vocabulary=text.vocab_size,
+            tied=bool(getattr(text, "tie_word_embeddings", False)),
+            linears=linears,
+            copies=dict(Counter(names.values())),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
 
     @property
     def block_weights(self) -> int:
         """Parameters in the linear layers of all blocks: what 4-bit loading quantises."""
-        return self.layers * sum(i * o for i, o in self.linears.values())
+        return sum(number * math.prod(self.linears[name]) for name, number in self.copies.items())
 
-    @property
-    def parameters(self) -> int:
-        """All parameters: blocks with two norms each, embedding, output head, final norm."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.block_weights + (2 * self.layers + 1) * self.hidden + embeddings
+
+def _short_name(path: str, modules: dict[str, tuple[int, int]]) -> str:
+    """The shortest end of a layer's path that names layers of one size only: "q_proj", or "attn.c_proj" of GPT-2."""
+    words = path.split(".")
+    for start in range(len(words) - 1, -1, -1):
+        name = ".".join(words[start:])
+        if len({size for other, size in modules.items() if f".{other}".endswith(f".{name}")}) == 1:
+            break
+    return name
 
 
 SHAPES = {
@@ -92,14 +118,14 @@ def target_names(shape: Shape, targets: str) -> list[str]:
     if targets == "all-linear":
         return list(shape.linears)
     names = [name.strip() for name in targets.split(",")]
-    if unknown := [name for name in names if name not in shape.linears]:
+    if unknown := [name for name in names if not any(f".{known}".endswith(f".{name}") for known in shape.linears)]:
         raise ValueError(f"no layer is called {', '.join(unknown)}; there are {', '.join(shape.linears)}")
-    return names
+    return [known for known in shape.linears if any(f".{known}".endswith(f".{name}") for name in names)]
 
 
 def lora_parameters(shape: Shape, rank: int, targets: str) -> int:
     """Parameters of LoRA: A is r x in and B is out x r, so r (in + out) for each adapted layer."""
-    return shape.layers * sum(rank * sum(shape.linears[name]) for name in target_names(shape, targets))
+    return sum(rank * sum(shape.linears[name]) * shape.copies[name] for name in target_names(shape, targets))
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,7 @@ def predict(
     dropout: float = 0.0,
     fused: bool = False,
     shards: int = 1,
+    loss: str = "fast",
 ) -> Prediction:
     """Predict the peak of one training step as this project trains: AdamW with fp32 masters and moments.
 
@@ -156,6 +183,7 @@ def predict(
         checkpointing: whether each block is run again in the backward pass instead of kept.
         fused: whether norms and gates come from fused kernels, which keep their inputs only.
         shards: devices that weights, gradients and optimizer states are spread over; ``full`` only.
+        loss: "fast" holds the logits of a chunk of rows, "stock" those of all, four times over.
     """
     size = 2 if precision == "bf16" else 4
     full = method == "full"
@@ -167,7 +195,9 @@ def predict(
     if attention == "eager":  # the softmax in fp32, and its copy in the arithmetic's precision
         block += batch * shape.heads * length**2 * (4 + (size if size == 2 else 0))
     boundary = tokens * shape.hidden * size
-    chunk = min(LOGITS_CHUNK, 4 * tokens * shape.vocabulary)
+    logits = 2.5 * min(LOGITS_CHUNK, 4 * tokens * shape.vocabulary)
+    if loss == "stock":  # as they come, in fp32, as probabilities, and their gradient
+        logits = (size + 12) * tokens * shape.vocabulary
     head_gradient = (4 + size) * shape.vocabulary * shape.hidden if full else 0
     # what is whole at a time: the block at work and the next one, the embedding and the head
     gathered = 2 * shape.block_weights / shape.layers + shape.parameters - shape.block_weights if shards > 1 else 0
@@ -179,7 +209,7 @@ def predict(
         gradients=size * trained / shards,
         gathered=size * gathered,
         activations=shape.layers * boundary + block if checkpointing else shape.layers * block + boundary,
-        logits=2.5 * chunk + 3 * boundary + head_gradient,
+        logits=logits + 3 * boundary + head_gradient,
         update=4 * min(trained / shards, UPDATED_AT_A_TIME) if size == 2 else 0,
     )
 
@@ -198,7 +228,7 @@ def _saved_per_token(
     if full:
         return norms + attention + mlp + size * (h + q + h + i)  # one input for q, k, v; one for gate, up
     adapted = target_names(shape, targets)
-    inputs = {name: shape.linears[name][0] for name in adapted}
+    inputs = {name: shape.linears[name][0] * shape.copies[name] / shape.layers for name in adapted}
     if not dropout:  # neighbours that read one tensor keep it once
         for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
             for name in [n for n in group if n in inputs][1:]:

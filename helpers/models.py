@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.device import World
+from helpers.memory import Shape, target_names
 from helpers.records import FILE_NAME, read_json
 from helpers.settings import Settings, shown
 from helpers.sources import (
@@ -114,9 +115,16 @@ def load_base(
     return model
 
 
-def adapter_config(settings: Settings) -> LoraConfig:
-    """The PEFT configuration of a method; dora and rslora are switches of LoRA."""
+def adapter_config(settings: Settings, shape: Shape | None = None) -> LoraConfig:
+    """The PEFT configuration of a method; dora and rslora are switches of LoRA.
+
+    Args:
+        shape: of the base model, whose layers are then named one by one. PEFT would extend "all-linear" to the router
+            and the experts of a mixture, at ranks of its own.
+    """
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
+    if shape:
+        targets = target_names(shape, settings.targets)
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -132,9 +140,18 @@ def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | No
     """The model with the adapter of its method, if it has one; what is trained is in the precision of the arithmetic.
 
     The optimizer keeps the fp32 masters. A model that already carries an adapter keeps it.
+
+    Raises:
+        ModelError: if PEFT would adapt other layers than the settings name.
     """
     if settings.adapter and not isinstance(model, PeftModel):
-        model = get_peft_model(model, adapter or adapter_config(settings), autocast_adapter_dtype=False)
+        config = adapter or adapter_config(settings, Shape.of(model.config))
+        model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        if adapter is None and config.target_parameters:
+            raise ModelError(
+                f"PEFT takes some of the layers named {settings.targets} for the experts of this mixture and would adapt "
+                f"those instead: set targets to {','.join(sorted(config.target_modules))}"
+            )
     if precision == "bf16":
         for weight in (p for p in model.parameters() if p.requires_grad):
             weight.data = weight.data.to(torch.bfloat16)

@@ -12,16 +12,17 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers import guards, records
-from helpers.batches import Collator, deal, training_order
+from helpers.batches import Collator, deal, training_order, widest
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
 from helpers.engine.monitor import MemoryMonitor
+from helpers.engine.paths import compared
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
 from helpers.engine.updates import weight_updates
@@ -60,16 +61,17 @@ class Run:
     tokenizer: object
     order: list  # the micro-batches of this run, divided among the processes
     rows: list  # all rows in their order
+    sizes: dict  # of rows and processes, for the plan
     plan: Plan
     batches: Collator
-    checkpoints: Checkpoints
-    resumed: Checkpoint | None
+    checkpoints: Checkpoints | None = None
+    resumed: Checkpoint | None = None
     model: torch.nn.Module | None = None
     watch: guards.WeightWatch | None = None
     exact: dict = field(default_factory=dict)  # the trained weights, before rounding
     checks: list = field(default_factory=list)
     steps: Steps | None = None
-    facts: dict = field(default_factory=dict)  # for record.training
+    facts: dict = field(default_factory=lambda: {"validation_loss": []})  # for record.training
     ranks: list = field(default_factory=list)  # what each process held
 
 
@@ -104,9 +106,10 @@ def train(
         TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
             are those of other settings.
     """
-    run = _plan(settings, data, adapter, resume, world or World())
+    run = _plan(settings, data, adapter, world or World())
     with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
         _load(run, model)
+        _prove_path(run, monitor, resume)
         _fit(run, monitor)
         _prove(run, monitor.result())
         if run.plan.world.main:
@@ -116,7 +119,7 @@ def train(
     return Trained(run.model, run.tokenizer, run.record, settings.folder)
 
 
-def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bool, world: World) -> Run:
+def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: World) -> Run:
     """Fix rows, order and the use of this machine, and refuse what cannot work, before anything is loaded."""
     started, record, base = time.perf_counter(), records.begin(settings), resolve(settings)
     tokenizer, order = load_tokenizer(base), training_order(data, settings)
@@ -127,19 +130,37 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, resume: bo
             f"the longest row has {longest} tokens, more than batch_tokens = {settings.batch_tokens}: rows are never cut, "
             "so raise batch_tokens or lower max_length"
         )
+    order = deal(order, settings, world.size)
+    sizes = {"longest": longest, "world": world, "widest": widest(order, settings)}
     free_memory()
-    chosen = plan(settings, base.shape, longest, world)
+    chosen = plan(settings, base.shape, **sizes)
     preflight.fp8_runs(chosen, settings.method)
     preflight.device_memory(chosen)
     if chosen.device.count > world.size:
         print(f"{chosen.device.count} devices are visible; this run uses {chosen.device.torch_name}")
-    checkpoints = Checkpoints(settings.folder, conditions(settings, base, fingerprint(rows), chosen, adapter))
-    resumed = checkpoints.begin(resume and world.size == 1) if world.main else None
+    batches = collator(settings, chosen, tokenizer, order)
+    return Run(settings, data, base, adapter, started, record, tokenizer, order, rows, sizes, chosen, batches)
+
+
+def _prove_path(run: Run, monitor: MemoryMonitor, resume: bool) -> None:
+    """Compare the planned path with the model's own forward pass, plan again with what came out, and look for checkpoints."""
+    settings, world = run.settings, run.plan.world
+    monitor.mark("compare")
+    proven, silent = compared(run.model, run.plan, run.rows, run.batches, run.base.name)
+    monitor.mark("load")
+    run.watch.forget(silent)
+    if proven["loss"]["value"] == "stock":
+        run.plan = replace(plan(settings, run.base.shape, **run.sizes, proven=proven), device=run.plan.device)
+        preflight.device_memory(run.plan)
+        run.batches = collator(settings, run.plan, run.tokenizer, run.order)
+    run.plan.decisions.update(proven)
+    given = conditions(settings, run.base, fingerprint(run.rows), run.plan, run.adapter)
+    run.checkpoints = Checkpoints(settings.folder, given)
+    run.resumed = run.checkpoints.begin(resume and world.size == 1) if world.main else None
+    if run.data.validation:
+        run.facts["validation_loss"] = [held_out_loss(run.model, run.data.validation)["loss"]]
+    distributed.reshard(run.model)
     distributed.wait()
-    batches, order = collator(settings, chosen, tokenizer, longest), deal(order, settings, world.size)
-    return Run(
-        settings, data, base, adapter, started, record, tokenizer, order, rows, chosen, batches, checkpoints, resumed
-    )
 
 
 def _load(run: Run, given: torch.nn.Module | None) -> None:
@@ -159,9 +180,6 @@ def _load(run: Run, given: torch.nn.Module | None) -> None:
     run.facts |= {"trainable": trainable, "total": total}
     run.watch = guards.WeightWatch(run.model)
     run.facts["load_seconds"] = time.perf_counter() - loading
-    run.facts["validation_loss"] = (
-        [held_out_loss(run.model, run.data.validation)["loss"]] if run.data.validation else []
-    )
     distributed.reshard(run.model)
     free_memory()
 
@@ -191,12 +209,14 @@ def _prove(run: Run, memory: dict) -> None:
     """The guards that hold after training, over all processes; then each process works alone."""
     model, world, held = run.model, run.plan.world, run.steps.held
     changed = distributed.gather(run.watch.changed(dict(model.named_parameters()) | run.exact))
-    run.checks += run.watch.check(model, changed)
+    run.checks += run.watch.check(model, changed, sum(step["learning_rate"] > 0 for step in run.steps.steps))
     run.facts["changed_share"] = sum(share for share, _ in changed) / len(changed)
     if run.plan.sharded:
-        run.checks.append(guards.each_holds_its_part(model, held["parameters"], world.size))
+        detail = distributed.held_in_parts(model, held["parameters"], world.size)
+        run.checks.append(guards.Guard("each process holds its part", detail))
     elif world.size > 1:
-        run.checks.append(guards.processes_agree(distributed.gather(guards.digest(model, trainable=True)[0])))
+        digests = distributed.gather(guards.digest(model, trainable=True)[0])
+        run.checks.append(guards.Guard("all processes agree", distributed.in_agreement(digests)))
     run.ranks = distributed.gather({"device": run.plan.device.name, "peak": memory["peak"], **held})
     run.record.memory = memory | {"predicted": run.plan.predicted.to_dict(), "ranks": run.ranks}
     run.watch = None

@@ -111,6 +111,33 @@ def held(model: torch.nn.Module, optimizer) -> dict:
     }
 
 
+def held_in_parts(model: torch.nn.Module, held: int, processes: int) -> str:
+    """Prove that a sharded model lies in parts: ``held`` bytes of weights in this process; as a sentence.
+
+    Raises:
+        DistributedError: if a process holds more than its part.
+    """
+    everything = sum(p.numel() * p.element_size() for p in model.parameters())
+    if held >= 1.05 * everything / processes:
+        raise DistributedError(
+            f"{held:,} of {everything:,} bytes of weights lie in each process: they were not sharded"
+        )
+    return f"{held:,} bytes of weights here, 1/{processes} of {everything:,}"
+
+
+def in_agreement(digests: list[str]) -> str:
+    """Prove that replicated processes hold equal weights, by the digest of those of each; as a sentence.
+
+    Raises:
+        DistributedError: if they differ.
+    """
+    if len(set(digests)) > 1:
+        raise DistributedError(
+            f"the trained weights differ between processes ({', '.join(digests)}): no gradient was averaged"
+        )
+    return f"sha256 {digests[0]} of the trained weights in each of {len(digests)} processes"
+
+
 def whole(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights of a sharded model, known by their parts in each process, put together in the main process's memory.
 

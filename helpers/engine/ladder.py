@@ -10,6 +10,7 @@ from helpers.batches import training_order
 from helpers.data import Data
 from helpers.device import plan
 from helpers.engine.monitor import MemoryMonitor
+from helpers.engine.paths import compared
 from helpers.engine.trainer import collator, fast, make_trainer
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, to_train
@@ -46,12 +47,15 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
     order, tokenizer = training_order(data, settings), load_tokenizer(base)
     longest = max(len(row.input_ids) for batch in order for row in batch)
     chosen, clock = plan(settings, base.shape, longest), Clock()
-    batches = collator(settings, chosen, tokenizer, longest)
+    batches = collator(settings, chosen, tokenizer, order)
     free_memory()
     with TemporaryDirectory() as folder, MemoryMonitor(chosen.device) as monitor, quiet():
         model = load_base(base, **chosen.loading, four_bit=settings.method == "qlora")
         set_seed(settings.seed)
         model = to_train(model, settings, chosen.value("precision"))
+        rows = [row for batch in order for row in batch]
+        chosen.decisions.update(compared(model, chosen, rows, batches, base.name)[0])
+        batches = collator(settings, chosen, tokenizer, order)
         with fast(model, chosen):
             trainer = make_trainer(model, settings, chosen, order, tokenizer, batches, Path(folder), [clock])
             trainer.monitor = monitor

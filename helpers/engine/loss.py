@@ -7,6 +7,8 @@ look at the logits, so each chunk of rows is multiplied, differentiated and forg
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import MethodType
 
 from helpers.memory import LOGITS_CHUNK
@@ -15,6 +17,7 @@ from helpers.settings import IGNORED
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 ROUND_TO = 32  # rows of a matrix product on a CPU: oneDNN keeps a kernel, and a copy of the weights, for each number
 
@@ -57,15 +60,17 @@ class HeadLoss(torch.autograd.Function):
 def supervised_nll(model, input_ids, labels, **inputs) -> tuple[torch.Tensor, int]:
     """Summed negative log-likelihood of the supervised tokens of a batch, in nats, and their number.
 
+    It takes the output head for a matrix and nothing more; :func:`head_adds` says whether that is so.
+
     Args:
         model: a causal language model, with or without a PEFT adapter.
         input_ids, labels: of shape (rows, tokens); a label of -100 is ignored, and so is the first of each row.
         inputs: what else the decoder takes: ``attention_mask``, or the bounds of rows laid end to end.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = inner(model)
     hidden = base.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-    kept = labels[:, 1:] != IGNORED
-    states, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
+    supervised = labels[:, 1:] != IGNORED
+    states, targets = hidden[:, :-1][supervised], labels[:, 1:][supervised]
     tokens = len(targets)
     if hidden.device.type == "cpu":
         spare = -tokens % ROUND_TO
@@ -74,22 +79,87 @@ def supervised_nll(model, input_ids, labels, **inputs) -> tuple[torch.Tensor, in
     return HeadLoss.apply(states, head if torch.is_grad_enabled() else head.detach(), targets), tokens
 
 
-def supervise(model) -> None:
-    """Let the model's own forward return ``{"loss": ...}`` by :func:`supervised_nll` where it is given labels.
+def own_nll(forward, input_ids, labels, **inputs) -> tuple[torch.Tensor, int]:
+    """The same from the model's own ``forward`` and its own loss, with whatever that adds to cross-entropy."""
+    output = forward(input_ids=input_ids, labels=labels, use_cache=False, **inputs)
+    tokens = int((labels[:, 1:] != IGNORED).sum())
+    return (output.loss * tokens if tokens else output.logits.float().sum() * 0), tokens  # the mean of nothing is NaN
+
+
+def inner(model):
+    """The model itself, without the PEFT adapter around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextlib.contextmanager
+def supervised(model, path: str) -> Iterator[None]:
+    """Let the model's forward return ``{"loss": ...}`` where it is given labels, by the "fast" loss or its own ("stock").
 
     Replacing the forward, not going around it, keeps what wraps it at work: gradient synchronisation and sharding.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = inner(model)
     plain = base.forward
 
     def forward(self, input_ids=None, labels=None, num_items_in_batch=None, **inputs):
         if labels is None:
             return plain(input_ids=input_ids, **inputs)
         inputs = {name: value for name, value in inputs.items() if value is not None and name not in UNUSED}
-        total, tokens = supervised_nll(self, input_ids, labels, **inputs)
+        nll = supervised_nll if path == "fast" else own_nll
+        total, tokens = nll(self if path == "fast" else plain, input_ids, labels, **inputs)
         return {"loss": total / (tokens if num_items_in_batch is None else num_items_in_batch)}
 
-    base.forward = MethodType(forward, base)
+    with _forward(base, forward):
+        yield
 
 
 UNUSED = ("use_cache", "inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
+
+
+@torch.no_grad()
+def head_adds(model, input_ids: torch.Tensor) -> str | None:
+    """What a model does to its logits or its loss besides hidden x head and cross-entropy; None if nothing.
+
+    The head is given the last hidden states multiplied by 0, by 1 and by 1,000, so that a bias, a scale and a cap all
+    show, however small the logits are now.
+
+    Args:
+        input_ids: one row, (1, tokens).
+    """
+    base = inner(model)
+    plain, head, states = base.forward, base.get_output_embeddings(), []
+    if not isinstance(head, torch.nn.Linear) or isinstance(head, BaseTunerLayer) or base.get_decoder() is base:
+        return "its output head is not a plain linear layer"
+
+    def compare(self, factor: float) -> str | None:
+        def scaled(module, arguments, output):
+            states.append(output.last_hidden_state * factor)
+            output.last_hidden_state = states[-1]
+            return output
+
+        hook = self.get_decoder().register_forward_hook(scaled)
+        try:
+            output = plain(input_ids=input_ids, labels=input_ids, use_cache=False)
+        finally:
+            hook.remove()
+        logits, expected = output.logits.float(), (states[-1] @ head.weight.T).float()
+        if not (logits - expected).abs().max() <= 2**-6 * expected.abs().max():
+            return "its output head does more than multiply: a bias, a scale or a cap"
+        cross_entropy = F.cross_entropy(logits[0, :-1], input_ids[0, 1:]).item()
+        added = abs(output.loss.item() - cross_entropy)
+        return None if added <= 1e-4 * max(cross_entropy, 1) else "its own loss is not cross-entropy alone"
+
+    with _forward(base, compare):
+        return next(filter(None, (base(factor) for factor in (0.0, 1.0, 1000.0))), None)
+
+
+@contextlib.contextmanager
+def _forward(base, function) -> Iterator[None]:
+    """Another forward for a model, and its own again afterwards."""
+    before = vars(base).get("forward")
+    base.forward = MethodType(function, base)
+    try:
+        yield
+    finally:
+        vars(base).pop("forward")
+        if before is not None:
+            base.forward = before

@@ -53,8 +53,12 @@ class MemoryMonitor:
         self.samples.append((time.perf_counter() - self.start, used_memory(self.kind) - self.before, self.phase))
 
     def mark(self, phase: str) -> None:
-        """Say that a phase begins: load, forward, backward, step or save."""
+        """Say that a phase begins: load, forward, backward, step or save. What "compare" took is forgotten."""
         self.sample()
+        if self.phase == "compare":
+            self.samples = [sample for sample in self.samples if sample[2] != "compare"]
+            if self.kind != "cpu":
+                torch.cuda.reset_peak_memory_stats(own_gpu())
         self.phase = phase
 
     def result(self, points: int = 500) -> dict:

@@ -9,21 +9,21 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.batches import Collator
+from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
 from helpers.engine.fp8 import frozen_in_fp8
-from helpers.engine.loss import supervise
+from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
+from helpers.engine.updates import decoder_blocks
 from helpers.optimizer import AdamW
 from helpers.records import CHECKPOINTS
 from helpers.settings import Settings
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -45,8 +45,8 @@ class Trainer(SFTTrainer):
         super().__init__(*arguments, **options)
         for name, p in model.named_parameters():  # TRL rounds an adapter on a 4-bit base to bf16, in an fp32 run too
             p.data = weights.get(name, p.data)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
         self.remove_callback(PrinterCallback)  # Steps draws one line instead
-        supervise(self.model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.monitor:
@@ -171,21 +171,24 @@ def _arguments(settings: Settings, folder: Path, plan: Plan) -> SFTConfig:
     return arguments
 
 
-def collator(settings: Settings, plan: Plan, tokenizer, longest: int) -> Collator:
+def collator(settings: Settings, plan: Plan, tokenizer, order: list[list]) -> Collator:
     """How the rows of a micro-batch are laid out for the chosen attention."""
     flat = plan.value("attention") == attention.NAME or settings.batch_tokens is not None
     # few shapes: oneDNN keeps a kernel for each on a CPU, torch.compile makes its kernels anew for each
-    multiple = settings.batch_tokens or (8 if plan.device.kind == "cpu" else 1)
-    return Collator(flat, tokenizer.pad_token_id, multiple, longest)
+    multiple = widest(order, settings) if settings.batch_tokens else 8 if plan.device.kind == "cpu" else 1
+    return Collator(flat, tokenizer.pad_token_id, multiple, max(len(row.input_ids) for rows in order for row in rows))
 
 
 def make_trainer(model, settings, plan: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
-    rows = [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in order]
+    rows = {id(row): {"input_ids": row.input_ids, "labels": row.labels} for batch in order for row in batch}
+    numbers = Dataset.from_dict(
+        {"rows": [[id(row) for row in batch] for batch in order]}
+    )  # a long run repeats its rows
     trainer = Trainer(
         model=model,
         args=_arguments(settings, folder, plan),
-        train_dataset=Dataset.from_dict({"rows": rows}),
+        train_dataset=numbers.with_transform(lambda x: {"rows": [[rows[n] for n in batch] for batch in x["rows"]]}),
         data_collator=batches,
         processing_class=tokenizer,
         callbacks=callbacks,
@@ -196,9 +199,8 @@ def make_trainer(model, settings, plan: Plan, order, tokenizer, batches: Collato
 
 @contextlib.contextmanager
 def fast(model, plan: Plan):
-    """The chosen kernels in place while the model trains, and transformers' own again afterwards."""
-    attention_before = model.config._attn_implementation
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    """The planned loss, attention and kernels in place while the model trains, and transformers' own again afterwards."""
+    attention_before, base = model.config._attn_implementation, inner(model)
     code = vars(sys.modules[type(base).__module__])
     code_before = dict(code)
     forwards = {module: vars(module).get("forward") for module in base.modules()}
@@ -207,17 +209,18 @@ def fast(model, plan: Plan):
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
-    layers = base.get_decoder().layers if plan.value("compile") else []
+    layers = decoder_blocks(base) if plan.value("compile") else []
     in_fp8 = frozen_in_fp8(base) if plan.value("frozen") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
-        with in_fp8:
+        with in_fp8, supervised(model, plan.value("loss")):
             for layer in layers:
                 layer.compile()
             yield
     finally:
-        model.set_attn_implementation(attention_before)
+        if model.config._attn_implementation != attention_before:
+            model.set_attn_implementation(attention_before)
         code.update(code_before)  # Liger replaces classes and functions for every model that is made after,
         for module, forward in forwards.items():  # and the forward pass of each norm and MLP of this one
             vars(module).pop("forward", None)

@@ -6,11 +6,13 @@ weight less the one in the base model's files. How fast its singular values fall
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
 
 
 def base_tensor(folder: Path, name: str) -> torch.Tensor:
@@ -24,6 +26,11 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
             if name in tensors.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 return tensors.get_tensor(name).float()
     raise KeyError(f"{name} is in no *.safetensors file of {folder}")
+
+
+def decoder_blocks(model) -> torch.nn.ModuleList:
+    """The blocks of a decoder, whatever its family calls them: the longest list of modules right inside it."""
+    return max((m for m in model.get_decoder().children() if isinstance(m, torch.nn.ModuleList)), key=len)
 
 
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
@@ -41,31 +48,34 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
         Eckart and Young 1936) and ``relative_norm`` (of the update against the base weight).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    names = {module: name for name, module in base.named_modules()}
-    blocks = max((m for m in base.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    names, blocks = {module: name for name, module in base.named_modules()}, decoder_blocks(base)
     last = len(blocks) - 1
     chosen = {round(i * last / (layers - 1)) for i in range(layers)} if layers > 1 else {(last + 1) // 2}
     updates = []
     for index in sorted(chosen):
         for name, layer in blocks[index].named_modules():
-            delta = _delta(layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {})
-            if delta is not None:
-                before = base_tensor(folder, f"{names[layer]}.weight").norm()
-                updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before))
+            with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
+                before, delta = _delta(
+                    layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {}
+                )
+                if delta is not None:
+                    updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before.norm().cpu()))
     return updates
 
 
-def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> torch.Tensor | None:
-    """The update of one layer's weight in fp32; None for a layer that has no linear weight of its own, or no adapter."""
-    with torch.no_grad():
-        if adapted:
-            return (
-                layer.get_delta_weight(layer.active_adapters[0]).float() if hasattr(layer, "get_delta_weight") else None
-            )
-        if not isinstance(layer, torch.nn.Linear):
-            return None
-        weight = exact.get(name, layer.weight).detach().float()
-        return weight - base_tensor(folder, name).to(weight.device)
+def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A layer's base weight and its update in fp32; None for a layer that has no linear weight of its own, or no adapter."""
+    if adapted:
+        if not hasattr(layer, "get_delta_weight"):
+            return torch.empty(0), None
+        delta = layer.get_delta_weight(layer.active_adapters[0]).float()
+        weight = layer.get_base_layer().weight
+        return weight.float() if weight.shape == delta.shape else base_tensor(folder, name), delta
+    if not isinstance(layer, torch.nn.Linear | Conv1D):
+        return torch.empty(0), None
+    before = base_tensor(folder, name)
+    weight = exact.get(name, layer.weight).detach().float()
+    return before, weight - before.to(weight.device)
 
 
 def _spectrum(delta: torch.Tensor, before: torch.Tensor) -> dict:

@@ -92,7 +92,9 @@ class Execution:
             write_pages(content, folder / Path(self.job["source"]).name)
             outcome["page"] = True
         except Exception as error:
-            fault = str(error) if isinstance(error, RecordError) else f"its page failed: {type(error).__name__}: {error}"
+            fault = (
+                str(error) if isinstance(error, RecordError) else f"its page failed: {type(error).__name__}: {error}"
+            )
             outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {fault}" if why else fault[:2000]}
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

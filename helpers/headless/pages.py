@@ -113,7 +113,9 @@ def output_to_html(output) -> str:
         return markdown_to_html(data["text/markdown"], escape=True)
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
-    return f"<pre>{html.escape(output.get('text') or str(data.get('text/markdown') or data.get('text/plain', '')))}</pre>"
+    return (
+        f"<pre>{html.escape(output.get('text') or str(data.get('text/markdown') or data.get('text/plain', '')))}</pre>"
+    )
 
 
 def write_pages(content, notebook: Path) -> None:
@@ -138,7 +140,9 @@ def write_pages(content, notebook: Path) -> None:
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     exporter.register_filter("markdown2html", markdown_to_html)
     # nbconvert copies the rest of a text at each colour code
-    exporter.register_filter("ansi2html", lambda text: ansi2html(text if text.count("\x1b[") < 1000 else strip_ansi(text)))
+    exporter.register_filter(
+        "ansi2html", lambda text: ansi2html(text if text.count("\x1b[") < 1000 else strip_ansi(text))
+    )
     write_atomically(notebook.with_suffix(".html"), exporter.from_notebook_node(content)[0])
 
 

@@ -54,15 +54,38 @@ class Base:
         """The transformers configuration.
 
         Raises:
-            ModelError: if it cannot be read, or needs code from the model's folder.
+            ModelError: if it cannot be read, needs code from the model's folder, or is that of quantised weights.
         """
         with reading(self.folder):
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        if quantised := getattr(config, "quantization_config", None):
+            kind = quantised.get("quant_method", "an unknown method")
+            bits = next(
+                (f"{n} bits" for n in (4, 8) if quantised.get(f"load_in_{n}bit") or quantised.get("bits") == n), None
+            )
+            raise ModelError(
+                f"{self.name} was saved quantised, with {kind}{f' in {bits}' if bits else ''} (quantization_config in its "
+                "config.json). Training starts from whole weights: choose the model it was made from; the method 'qlora' "
+                "quantises that to 4 bits while loading"
+            )
+        return config
 
     @cached_property
     def shape(self) -> Shape:
-        """The model's sizes."""
-        return Shape.of(self.config)
+        """The model's sizes.
+
+        Raises:
+            ModelError: for a model that is no causal language model.
+        """
+        try:
+            return Shape.of(self.config)
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            raise ModelError(
+                f"{self.name} is a {self.config.model_type} model, and transformers has no causal language model of that "
+                "kind (AutoModelForCausalLM): choose one that generates text"
+            ) from None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,0 +1,202 @@
+"""Which path trains a model: the fast one where it gives the model's own loss and gradient, otherwise the model's own.
+
+Nothing is known of a family by its name. Before training, a real row and half of it go through the model's own forward
+pass, one at a time and without padding; then both together through the fast loss, layout, attention and kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from helpers.batches import Collator
+from helpers.device import Plan
+from helpers.engine import distributed
+from helpers.engine.attention import NAME as VARLEN
+from helpers.engine.loss import head_adds, supervised
+from helpers.engine.preflight import TrainingError
+from helpers.engine.trainer import fast
+from helpers.memory import is_out_of_memory
+from helpers.optimizer import local
+from helpers.settings import IGNORED
+
+import torch
+
+SAMPLE = 20_000  # elements of each gradient that are compared
+LOGITS = 2**31  # bytes that the logits of the model's own pass may take: a longer row is cut for the comparison
+# how far loss and gradient may be apart, relative: rounding of the precision, in another order of the same arithmetic
+TOLERANCE = {"fp32": (1e-4, 5e-3), "bf16": (2e-2, 1e-1)}
+
+
+def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> tuple[dict[str, dict], list[str]]:
+    """Compare the planned path with the model's own forward pass, and decide by which one it is trained.
+
+    Args:
+        rows: of the run, encoded; the longest is used.
+        batches: how the plan lays out rows.
+        name: of the model, for messages.
+
+    Returns:
+        Decisions for :func:`helpers.device.plan`: ``loss`` ("fast" or "stock"), and where layout or kernels are at fault
+        also ``attention``, ``kernels`` and ``compile``, each with its reason; and the names of weights that would be
+        trained and get no gradient from text.
+
+    Raises:
+        TrainingError: if the model's own forward pass fails, or the model cannot take the packed rows of ``batch_tokens``.
+    """
+    training, attention = model.training, model.config._attn_implementation
+    layout = [
+        batches.flat,
+        plan.value("kernels") != "torch",
+        plan.value("compile"),
+        plan.value("attention") != attention,
+    ]
+    model.eval()  # no dropout
+    pieces, reasons = _pieces(rows, model), {}
+    try:
+        _require_causal(model, pieces[0]["input_ids"][:32], name)
+        own = _own(model, pieces, name)
+        for loss in ("fast", "stock") if any(layout) else ("fast",):
+            reason, detail = _difference(model, plan, loss, batches, pieces, own)
+            if reason is None:
+                break
+            reasons[loss] = reason
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+    silent = [key for key, gradient in own[1].items() if gradient is None]
+    if silent:
+        print(f"{name}: {len(silent)} weights get no gradient from text and stay as they are, such as {silent[0]}")
+    if not reasons:
+        return {"loss": {"value": "fast", "why": detail}}, silent
+    print(f"{name} is trained with its own loss: {reasons['fast']}")
+    chosen = {"loss": {"value": "stock", "why": reasons["fast"]}}
+    if "stock" in reasons:
+        if batches.flat and plan.value("attention") != VARLEN:
+            raise TrainingError(
+                f"{name} cannot be trained with batch_tokens: {reasons['stock']}; set batch_size instead"
+            )
+        print(f"{name} is trained on padded rows with its own attention: {reasons['stock']}")
+        plain = {"attention": attention, "kernels": "torch", "compile": False}
+        chosen |= {key: {"value": value, "why": reasons["stock"]} for key, value in plain.items()}
+    return chosen, silent
+
+
+def _pieces(rows: list, model) -> list[dict]:
+    """The longest row, and its first half with every token supervised, as rows for a collator."""
+    longest = max(rows, key=lambda row: len(row.input_ids))
+    most = max(LOGITS // (16 * model.config.get_text_config().vocab_size), 16)
+    ids, labels = longest.input_ids[:most], longest.labels[:most]
+    if all(label == IGNORED for label in labels[1:]):
+        labels = ids
+    half = ids[: max(len(ids) // 2, 2)]
+    return [{"input_ids": ids, "labels": labels}, {"input_ids": half, "labels": half}]
+
+
+def _pass(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor | None]]:
+    """The mean loss of some batches, and a sample of the gradient of each trained weight."""
+    model.zero_grad(set_to_none=True)
+    tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = model(**_on_device(model, batch), num_items_in_batch=tokens)["loss"]
+        loss.backward()
+        total += loss.item()
+    trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    return total, {name: None if grad is None else _sample(grad) for name, grad in trained}
+
+
+def _sample(gradient: torch.Tensor) -> torch.Tensor:
+    flat = local(gradient).flatten()
+    return flat[:: max(1, flat.numel() // SAMPLE)].float()
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+@contextlib.contextmanager
+def _of_its_own(name: str, tokens: int) -> Iterator[None]:
+    """Turn a failure of the model's own forward pass into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TrainingError) or is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{name} cannot be trained here: its own forward pass fails on a row of {tokens} tokens ({_words(error)}). "
+            "Supported is any model that transformers' AutoModelForCausalLM trains on text with labels"
+        ) from error
+
+
+@torch.no_grad()
+def _require_causal(model, ids: list[int], name: str) -> None:
+    """A model that generates must not score a token by those that come after it."""
+    with _of_its_own(name, len(ids)):
+        ids = torch.tensor([ids], device=model.device)
+        whole, half = (model(input_ids=part, use_cache=False).logits for part in (ids, ids[:, : ids.shape[1] // 2]))
+        apart = (whole[:, : half.shape[1]] - half).abs().max()
+        if not apart <= 0.05 * half.abs().max():
+            raise TrainingError(
+                f"{name} cannot be trained to answer: its scores for a token change with the tokens that come after it, so it "
+                "is no causal language model"
+            )
+
+
+def _own(model, pieces: list[dict], name: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of the model's own forward pass, one row at a time."""
+    alone = Collator(False, 0)
+    with _of_its_own(name, len(pieces[0]["input_ids"])), supervised(model, "stock"):
+        return _pass(model, [alone([{"rows": [piece]}]) for piece in pieces])
+
+
+def _difference(model, plan: Plan, loss: str, batches: Collator, pieces, own) -> tuple[str | None, str]:
+    """What the planned path computes otherwise than the model's own, None if nothing, and how close the two are."""
+    planned = replace(plan, decisions=plan.decisions | {"loss": {"value": loss, "why": ""}})
+    reason, detail = None, ""
+    try:
+        if loss == "fast":
+            ids = torch.tensor([pieces[1]["input_ids"]], device=model.device)
+            reason = head_adds(model, ids)
+        if reason is None:
+            with fast(model, planned):
+                reason, detail = _distance(own, _pass(model, [batches([{"rows": pieces}])]), plan.value("precision"))
+                _once_in_training(model, batches([{"rows": pieces[1:]}]))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"the fast path fails ({_words(error)})"
+    return next(filter(None, distributed.gather(reason)), None), detail
+
+
+@torch.no_grad()
+def _once_in_training(model, batch: dict) -> None:
+    """A forward pass with the dropout of the model's own layers, which an attention may refuse; no random state is used up."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        model.train()(**_on_device(model, batch))
+        model.eval()
+
+
+def _on_device(model, batch: dict) -> dict:
+    return {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in batch.items()}
+
+
+def _distance(own, other, precision: str) -> tuple[str | None, str]:
+    (own_loss, own_gradient), (loss, gradient) = own, other
+    apart = abs(loss - own_loss) / max(abs(own_loss), 1e-9)
+    reached = {key: value for key, value in own_gradient.items() if value is not None}
+    whole = torch.stack([value.norm() for value in reached.values()]).norm()
+    turned = max(
+        float((gradient[key] - value).norm() / torch.maximum(value.norm(), 0.1 * whole))
+        for key, value in reached.items()
+    )
+    most = TOLERANCE[precision]
+    detail = f"within {apart:.0e} (loss) and {turned:.0e} (gradient) of the model's own on real rows"
+    if apart <= most[0] and turned <= most[1]:
+        return None, detail
+    return (
+        f"the fast path gives a loss of {loss:.4f} against the model's own {own_loss:.4f}, and a gradient {turned:.1%} off",
+        "",
+    )
