@@ -16,7 +16,16 @@ SIZES = {
     "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
 }  # fmt: skip
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "n_inner": 64,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "output_router_logits": True}
 # by name: the model type, and what makes this family differ from Llama
 FAMILIES = {
@@ -53,7 +62,7 @@ def build(tiny_folder: Path, folder: Path, family: str) -> Path:
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             head = model.get_output_embeddings()
-            head.weight *= 40 / head.weight.std() / config.get_text_config().hidden_size**0.5 / 8
+            head.weight *= 40 / head.weight.std() / config.get_text_config().hidden_size ** 0.5 / 8
             if getattr(head, "bias", None) is not None:
                 head.bias.normal_()
         model.save_pretrained(folder)
@@ -63,13 +72,17 @@ def build(tiny_folder: Path, folder: Path, family: str) -> Path:
 def plain_losses(settings: Settings, data) -> list[float]:
     """The losses of the same steps in plain torch, transformers and peft: no part of this project computes them."""
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(resolve(settings).folder, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(settings).folder, dtype=torch.float32, attn_implementation="eager"
+        )
     set_seed(settings.seed)
     if settings.adapter:
         model = get_peft_model(model, adapter_config(settings, resolve(settings).shape))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = get_scheduler(settings.schedule, optimizer, min(settings.warmup_steps, settings.max_steps // 4), settings.max_steps)
+    schedule = get_scheduler(
+        settings.schedule, optimizer, min(settings.warmup_steps, settings.max_steps // 4), settings.max_steps
+    )
     losses = []
     for rows in training_order(data, settings):
         batch = Collator(False, 3)([{"rows": [{"input_ids": r.input_ids, "labels": r.labels} for r in rows]}])

@@ -5,9 +5,8 @@ from dataclasses import replace
 from itertools import combinations
 
 from helpers import plotting
-from helpers.headless import describe
+from helpers.headless import describe, find_notebooks
 from helpers.headless import figure_to_html as to_html
-from helpers.headless import find_notebooks
 from helpers.memory import GB
 from helpers.records import load_reference
 

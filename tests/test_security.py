@@ -16,8 +16,8 @@ from pathlib import Path
 
 from helpers import records
 from helpers.headless.masking import mask_secrets, secret_name
+from helpers.headless.pages import write_index, write_pages
 from helpers.headless.parameters import find_notebooks, parameters_of
-from helpers.headless.summary import write_html, write_index
 from helpers.plotting import token_strip
 from helpers.settings import PROFILES, ROOT, settings_for
 
@@ -213,14 +213,14 @@ def test_model_output_is_escaped_on_every_page(tmp_path):
     assert HOSTILE not in page and page.count(html.escape(HOSTILE)) == 4
     output = nbformat.v4.new_output("execute_result", {"text/plain": HOSTILE})
     cells = [nbformat.v4.new_code_cell("1", outputs=[output, nbformat.v4.new_output("stream", text=HOSTILE)])]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "any.ipynb")
-    assert HOSTILE not in write_html(tmp_path / "any.ipynb").read_text()
+    write_pages(nbformat.v4.new_notebook(cells=cells), tmp_path / "any.ipynb")
+    pages = list(tmp_path.glob("any*.html"))
+    assert pages and all(HOSTILE not in page.read_text() for page in pages)
 
 
 def test_notebooks_show_model_output_escaped():
-    assert places(r"escape\s*=\s*False") == ["helpers/headless/summary.py: escape=False"], (
-        "the prose of the notebooks' own cells"
-    )
+    own_prose = [place for place in places(r"escape\s*=\s*False") if not place.startswith("helpers/headless/pages.py")]
+    assert own_prose == [], "only the Markdown of the notebooks' own cells is shown as HTML"
     (cell,) = [
         c.source for c in nbformat.read(ROOT / "notebooks/05_inference.ipynb", 4).cells if "def show(" in c.source
     ]

@@ -12,7 +12,7 @@ import sys
 import time
 
 from helpers.headless.parameters import find_notebooks
-from helpers.headless.processes import MARK
+from helpers.headless.processes import of_run
 from helpers.records import load_series
 from helpers.settings import ROOT
 
