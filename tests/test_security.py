@@ -24,10 +24,11 @@ from helpers.settings import PROFILES, ROOT, settings_for
 import nbformat
 import psutil
 import pytest
-from check_environment import TORCHS_OWN, locked
+from check_environment import WITH_TORCH, locked
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_packaging import instructions, project, read, texts
+from test_image import instructions
+from test_packaging import project, read, texts
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="checks of the repository, not of an image")
 HOSTILE = "<script>alert(1)</script>"
@@ -242,10 +243,10 @@ def test_the_lock_has_every_package():
     while wanted:
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
-        if TORCHS_OWN.match(name) or (name, *requirement.extras) in seen:
+        if WITH_TORCH.match(name) or (name, *requirement.extras) in seen:
             continue
         seen.add((name, *requirement.extras))
-        assert name in pinned, f"constraints.txt has no pin for {requirement}"
+        assert name in pinned, f"requirements.txt has no pin for {requirement}"
         assert metadata.version(name) == str(pinned[name]), name
         for line in metadata.requires(name) or []:
             needed = Requirement(line)

@@ -30,14 +30,7 @@ def test_a_thousand_random_parameters_are_answered(text):
 
 
 def left_over(folder) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+    return [p.pid for p in of_run(folder) if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_run_stopped_at_random_moments_ends_with_every_notebook_passed(tmp_path):
