@@ -168,6 +168,12 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def ids_behind(text: str) -> list[int]:
+        """Tokens of a text that goes on: some tokenizers put a space before what they take for a beginning."""
+        border = "x" if text[0].isspace() else "\n"
+        before, ids = ids_of(border), ids_of(border + text)
+        return ids[len(before) :] if ids[: len(before)] == before else ids_of(text)
+
     content = json.dumps([messages, tools], ensure_ascii=False, default=str)
     special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     if mark := next((token for token in special if json.dumps(token, ensure_ascii=False)[1:-1] in content), None):
@@ -180,7 +186,7 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
         prompt, text = _asked_and_answered(tokenizer, messages[: turn + 1], tools)
         asked, ids = ids_of(prompt), ids_of(text)
         if ids[: len(asked)] != asked:  # a token would reach across the border, where the model is asked without it
-            ids = asked + ids_of(text[len(prompt) :])
+            ids = asked + ids_behind(text[len(prompt) :])
         turns.append((len(asked), ids))
     if not turns:
         raise DataError("there is no answer to learn from")
