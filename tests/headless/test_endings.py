@@ -8,8 +8,8 @@ import sys
 import time
 from unittest import mock
 
+from helpers.headless.__main__ import EXIT
 from helpers.headless.execute import _death, reason
-from helpers.headless.runner import EXIT
 from helpers.records import RunRecord
 from helpers.settings import ROOT
 
@@ -109,7 +109,9 @@ def test_a_process_killed_by_the_system_is_not_explained_by_a_warning(book):
     kill = "psutil.Process().parent().kill()\ntime.sleep(60)"
     book.write("00_any", f"import psutil, sys, time\nprint('a warning', file=sys.__stderr__)\n{kill}")
     assert book.run() == "killed"
-    assert book.entry("00_any")["why"].startswith("the process that ran the notebook was killed, most often because main")
+    assert book.entry("00_any")["why"].startswith(
+        "the process that ran the notebook was killed, most often because main"
+    )
 
 
 def test_a_broken_environment_is_named(book, monkeypatch, tmp_path):
@@ -192,7 +194,7 @@ def test_limits_and_signals_hold_while_a_page_is_made(book):
     )
     runner = book.start()
     deadline = time.monotonic() + 60
-    while not (book.out / "notebooks/00_any.results.html").stat().st_mtime > time.time() - 2:
+    while not (book.out / "notebooks/00_any.story.html").stat().st_mtime > time.time() - 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     runner.send_signal(signal.SIGTERM)

@@ -16,9 +16,8 @@ import pytest
 
 
 @pytest.fixture
-def passed(book, monkeypatch):
+def passed(book):
     """Two notebooks that passed: the first made a record with an adapter, the second read it, and both used data and code."""
-    monkeypatch.setattr("helpers.headless.status.ROOT", book.folder)
     first, second = book.write("00_first", "1", records=["lora"]), book.write("01_second", "2")
     rows, code = book.folder / "rows.jsonl", book.folder / "helpers/data.py"
     code.parent.mkdir()
@@ -38,7 +37,7 @@ def passed(book, monkeypatch):
     for notebook, read in ((first, [code]), (second, [code, path])):
         reads = {str(file): records.sha256(file) for file in read}
         status.update(notebook, status="ok", **status.used(notebook, given, inputs(notebook, given), reads))
-        status.executed(notebook).touch()
+        (book.out / "notebooks" / notebook.name).touch()
     book.files = {"rows": rows, "code": code, "record": path, "adapter": adapter, "status": book.out / "status.json"}
 
     def again(**parameters) -> list[str]:
@@ -120,7 +119,6 @@ def test_what_is_edited_while_a_notebook_runs_does_not_count_as_what_it_used(boo
     (copy / "extra.py").write_text("value = 1\n")
     rows.write_text("{}")
     monkeypatch.setenv("PYTHONPATH", str(copy.parent))
-    monkeypatch.setattr("helpers.headless.status.ROOT", copy.parent)
     notebook = book.write(
         "00_any", f"extra = {str(rows if edit == 'the rows' else copy / 'extra.py')!r}\n{EDITS[edit]}"
     )

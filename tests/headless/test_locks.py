@@ -7,8 +7,8 @@ import sys
 import time
 
 from helpers.headless import UsageError, locked
+from helpers.headless.__main__ import main
 from helpers.headless.processes import FOLDER, RUNNER, _identity, end_processes, in_use, of_run
-from helpers.headless.runner import main
 from helpers.settings import ROOT
 
 import psutil
