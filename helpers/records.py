@@ -15,11 +15,12 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import get_type_hints
 
 VERSION = 1
 FILE_NAME = "record.json"
@@ -77,9 +78,7 @@ class RunRecord:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is either there whole or not at all.
-
-    Links at its place or at the place of the temporary file are replaced, never followed.
+    """Write a text file so that it is there whole or not at all; links in its place are replaced, never followed.
 
     Raises:
         RecordError: if it cannot be written.
@@ -96,9 +95,8 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RecordError(
-            f"{path} could not be written: {error.strerror}; free some space or choose another folder"
-        ) from None
+        remedy = "free some space or choose another folder"
+        raise RecordError(f"{path} could not be written: {error.strerror}; {remedy}") from None
 
 
 def read_json(path: Path, error: Callable[[str], Exception], keys: dict[str, type] | None = None) -> dict:
@@ -111,33 +109,31 @@ def read_json(path: Path, error: Callable[[str], Exception], keys: dict[str, typ
 
     Raises:
         FileNotFoundError: if there is no file.
-        Exception: the one that ``error`` makes, for a file that cannot be read, is too large, is no JSON object, or
-            lacks a key.
+        Exception: the one that ``error`` makes, for a file that cannot be read or has another shape.
     """
     try:
-        if not path.is_file() and path.exists():
-            raise ValueError("it is not a regular file")
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise error(f"{path} cannot be read: it is not a regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+            raise error(f"{path} cannot be read: it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
         content = path.read_bytes()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as reason:
-        raise error(f"{path} cannot be read: {getattr(reason, 'strerror', None) or reason}") from None
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}") from None
     return parse_json(content, str(path), error, keys)
 
 
-def parse_json(
-    content: bytes | str, name: str, error: Callable[[str], Exception], keys: dict[str, type] | None = None
-) -> dict:
+def parse_json(content: bytes | str, name: str, error: Callable[[str], Exception], keys: dict | None = None) -> dict:
     """The same for a JSON text that is in memory already; ``name`` is what the sentence calls it."""
     try:
-        value = json.loads(content, parse_int=_number(int), parse_float=_number(float), parse_constant=_number(float))
-        _check_nesting(value)
+        value = json.loads(content)
+        _check_values(value)
     except RecursionError:
         raise error(f"{name} is damaged: it is nested too deeply") from None
     except ValueError as reason:  # also of the decoding of bytes
-        raise error(f"{name} is damaged: {str(reason)[:200]}") from None
+        fault = "a number in it is too large" if "digits" in str(reason) else str(reason)[:200]
+        raise error(f"{name} is damaged: {fault}") from None
     if not isinstance(value, dict):
         raise error(f"{name} should hold a JSON object, not {type(value).__name__}")
     for key, kind in (keys or {}).items():
@@ -150,19 +146,8 @@ def parse_json(
     return value
 
 
-def _number(kind: type) -> Callable[[str], float]:
-    """A parser of numbers that refuses those which arithmetic, or JSON itself, cannot hold."""
-
-    def parse(text: str) -> float:
-        if (kind is int and len(text) > 20) or (kind is float and not math.isfinite(float(text))):
-            raise ValueError("a number in it is too large, or is not a number")
-        return kind(text)
-
-    return parse
-
-
-def _check_nesting(value: object) -> None:
-    """Refuse what is nested more than ``MAX_JSON_DEPTH`` deep, and halves of characters, which cannot be printed."""
+def _check_values(value: object) -> None:
+    """Refuse deep nesting, numbers that nothing here can have, and halves of characters, which cannot be printed."""
     level = [value]
     for _ in range(MAX_JSON_DEPTH):
         following: list = []
@@ -173,6 +158,8 @@ def _check_nesting(value: object) -> None:
                 following += item
             elif isinstance(item, str):
                 item.encode()
+            elif item is not None and not (abs(item) < 2**64 if isinstance(item, int) else math.isfinite(item)):
+                raise ValueError("a number in it is too large, or is not a number")
         if not following:
             return
         level = following
@@ -200,9 +187,6 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_KINDS = {f.name: f.type.split(" | ")[0] for f in fields(RunRecord)}
-
-
 def load(path: Path) -> RunRecord:
     """Read and validate one record.
 
@@ -212,27 +196,26 @@ def load(path: Path) -> RunRecord:
     Raises:
         RecordError: names the file and what is wrong with it.
     """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+    def error(sentence: str) -> RecordError:
+        return RecordError(f"{sentence}; run the notebook that wrote it again")
+
     try:
-        raw = read_json(path, lambda sentence: RecordError(f"{sentence}; run the notebook that wrote it again"))
+        version = read_json(path, error, {"version": int})["version"]
+        if version != VERSION:
+            raise error(f"{path} is a record of version {version}, this code reads version {VERSION}")
+        raw = read_json(path, error, get_type_hints(RunRecord))
     except FileNotFoundError:
         raise RecordError(f"there is no finished run in {path.parent.name}: {path.name} is not there") from None
-    if "version" not in raw:
-        raise RecordError(f"{path} is not a run record: it lacks a version")
-    if raw["version"] != VERSION:
-        raise RecordError(
-            f"{path} is a record of version {raw['version']}, this code reads version {VERSION}; "
-            "run the notebook that wrote it again"
-        )
-    missing, unknown = sorted(_KINDS.keys() - raw.keys()), sorted(raw.keys() - _KINDS.keys())
-    if missing or unknown:
-        words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-        raise RecordError(f"{path} {' and '.join(words)}; run the notebook that wrote it again")
-    for name, kind in _KINDS.items():
-        optional = raw[name] is None and "None" in RunRecord.__dataclass_fields__[name].type
-        if not optional and type(raw[name]).__name__ != kind:
-            raise RecordError(f"{path}: {name} should be of type {kind}, not {type(raw[name]).__name__}")
+    if unknown := sorted(raw.keys() - RunRecord.__dataclass_fields__.keys()):
+        raise error(f"{path} has unknown {', '.join(unknown)}")
+    for name, values, kind in (
+        *((name, raw[name], dict) for name in ("guards", "steps", "update")),
+        ("files", raw["files"].values(), int),
+    ):
+        if not all(isinstance(value, kind) for value in values):
+            raise error(f"{path}: {name} should hold values of type {kind.__name__} only")
     if raw["status"] != "ok":
         raise RecordError(f"{path}: this run did not finish (status {raw['status']!r})")
     return RunRecord(**raw)
@@ -255,9 +238,9 @@ def load_series(folder: Path) -> list[RunRecord]:
     return _ordered([load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")])
 
 
-def _ordered(found: list[RunRecord]) -> list[RunRecord]:
+def _ordered(runs: list[RunRecord]) -> list[RunRecord]:
     order = {"base": 0, "full": 2}
-    return sorted(found, key=lambda r: (order.get(r.method, 1), r.method, r.seed, r.settings.get("learning_rate") or 0))
+    return sorted(runs, key=lambda r: (order.get(r.method, 1), r.method, r.seed, r.settings.get("learning_rate") or 0))
 
 
 def load_reference(name: str) -> list[RunRecord]:
@@ -277,26 +260,21 @@ def now() -> str:
 
 def environment() -> dict[str, str | None]:
     """Versions of the packages that decide a result, and the platform. An allow-list: never ``os.environ``."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.machine()}
+    versions = {"python": platform.python_version(), "platform": platform.machine(), **dict.fromkeys(_PACKAGES)}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
     """The commit checked out in a folder and whether it has uncommitted changes; (None, None) outside git."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch"]
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None, None
+    return lines[0].removeprefix("# branch.oid "), not all(line.startswith("#") for line in lines)
 
 
 def begin(settings, method: str | None = None) -> RunRecord:

@@ -146,7 +146,7 @@ class Book:
         """The command line over these notebooks, as a program."""
         return (
             f"import sys, pathlib, helpers.headless.parameters as p\np.NOTEBOOKS = pathlib.Path({str(self.folder)!r})\n"
-            f"{before}\nfrom helpers.headless.runner import main\nsys.exit(main())"
+            f"{before}\nfrom helpers.headless.__main__ import main\nsys.exit(main())"
         )
 
     def entry(self, name: str) -> dict:

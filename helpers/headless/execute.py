@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - one name is taken away before the imports that would use it
 """Run one notebook with nbclient and make its pages: the child process of :mod:`helpers.headless.processes`.
 
 The job comes as one line of JSON on standard input; reports go to the file descriptor that is the only argument, one
@@ -24,6 +25,7 @@ from helpers.headless.pages import failing_cell, headings, tidy, write_pages
 from helpers.headless.processes import FOLDER, KILLED, adopt_orphans, end_descendants
 from helpers.records import RecordError
 
+sys.modules["rfc3987_syntax"] = None  # jsonschema would build a grammar with it for seconds; no address is checked here
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -60,7 +62,7 @@ class Execution:
         above = headings(self.content.cells)
         kernel = None
         try:
-            with client.setup_kernel(cwd=self.job["cwd"]):
+            with client.setup_kernel(cwd=str(Path(self.job["source"]).parent)):
                 kernel = client.km.provisioner.process
                 for place, cell in enumerate(self.content.cells):
                     if cell.cell_type == "code":

@@ -18,7 +18,7 @@ _FORMS = {
     ("hf_", "api_org_"): r"(?:hf|api_org)_[A-Za-z0-9]{16,}",  # Hugging Face
     ("gh", "github_pat_"): r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}",
     ("gl",): r"gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas|imt)-[\w.-]{20,}",  # GitLab
-    ("sk-", "sk_", "rk_"): r"sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # OpenAI, Stripe
+    ("sk-", "sk_", "rk_"): r"(?<![A-Za-z])sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # OpenAI, Stripe
     ("akia", "asia"): r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # Amazon
     ("aiza", "ya29.", "gocspx-"): r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}",  # Google
     ("xox", "xapp-", "hooks.slack"): r"xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|hooks\.slack\.com/services/[\w/]{20,}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import groupby
 from pathlib import Path
 
 from helpers.headless.display import visible
@@ -39,24 +40,14 @@ def tidy(content):
 
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs = _joined(cell.outputs)
+            outputs, cell.outputs = cell.outputs, []
+            for printed, group in groupby(outputs, lambda output: output.output_type == "stream"):
+                pieces = [*group]
+                if printed:
+                    text = as_on_a_terminal("".join(piece.text for piece in pieces))
+                    pieces = [nbformat.v4.new_output("stream", text=text)]
+                cell.outputs += pieces
     return nbformat.from_dict(mask_secrets(content))
-
-
-def _joined(outputs: list) -> list:
-    joined: list = []
-    for output in outputs:
-        if output.output_type != "stream":
-            joined.append(output)
-        elif joined and isinstance(joined[-1], list):
-            joined[-1].append(output)
-        else:
-            joined.append([output])
-    for place, pieces in enumerate(joined):
-        if isinstance(pieces, list):
-            joined[place] = pieces[0]
-            joined[place] |= {"name": "stdout", "text": as_on_a_terminal("".join(piece.text for piece in pieces))}
-    return joined
 
 
 def as_on_a_terminal(text: str) -> str:
@@ -68,14 +59,14 @@ def as_on_a_terminal(text: str) -> str:
 def failing_cell(content, number: int, lines: int = 15) -> dict[str, str]:
     """The source of code cell ``number``, counted from 1, and the last lines of its output, without colour codes."""
     cell = [cell for cell in content.cells if cell.cell_type == "code"][number - 1]
-    texts = []
-    for output in cell.outputs:
-        if output.output_type == "error":
-            texts += output.traceback
-        else:
-            texts.append(output.get("text") or str(output.get("data", {}).get("text/plain", "")))
+    texts = ["\n".join(output.traceback) if "traceback" in output else _text(output) for output in cell.outputs]
     end = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(texts)[-50_000:]).rstrip()
     return {"source": cell.source[:20_000], "last_lines": "\n".join(line[:1000] for line in end.splitlines()[-lines:])}
+
+
+def _text(output) -> str:
+    data = output.get("data", {})
+    return output.get("text") or str(data.get("text/markdown") or data.get("text/plain", ""))
 
 
 def markdown_to_html(source: str, escape: bool = False) -> str:
@@ -113,13 +104,11 @@ def output_to_html(output) -> str:
         return markdown_to_html(data["text/markdown"], escape=True)
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
-    return (
-        f"<pre>{html.escape(output.get('text') or str(data.get('text/markdown') or data.get('text/plain', '')))}</pre>"
-    )
+    return f"<pre>{html.escape(_text(output))}</pre>"
 
 
 def write_pages(content, notebook: Path) -> None:
-    """Write an executed notebook, its page beside it, and its results for the index.
+    """Write an executed notebook, its page beside it, and for the index the outputs of its cells tagged ``story``.
 
     Raises:
         RecordError: if one cannot be written.
@@ -128,32 +117,26 @@ def write_pages(content, notebook: Path) -> None:
     from nbconvert import HTMLExporter
     from nbconvert.filters.ansi import ansi2html, strip_ansi
 
+    def coloured(text: str) -> str:  # nbconvert copies the rest of a text at each colour code
+        return ansi2html(text if text.count("\x1b[") < 1000 else strip_ansi(text))
+
     write_atomically(notebook, nbformat.writes(content))
-    results = []
+    story = []
     for cell, heading in zip(content.cells, headings(content.cells), strict=True):
         for output in cell.get("outputs", []):
             if "story" in cell.metadata.get("tags", []):
-                results.append(f'<h3>{html.escape(heading)}</h3><div class="result">{output_to_html(output)}</div>')
+                story.append(f'<h3>{html.escape(heading)}</h3><div class="result">{output_to_html(output)}</div>')
             if "text/markdown" in output.get("data", {}):
                 output.data = {"text/html": output_to_html(output)}
-    write_atomically(_results(notebook), "\n".join(results))
+    write_atomically(notebook.with_suffix(".story.html"), "\n".join(story))
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="")
     exporter.register_filter("markdown2html", markdown_to_html)
-    # nbconvert copies the rest of a text at each colour code
-    exporter.register_filter(
-        "ansi2html", lambda text: ansi2html(text if text.count("\x1b[") < 1000 else strip_ansi(text))
-    )
+    exporter.register_filter("ansi2html", coloured)
     write_atomically(notebook.with_suffix(".html"), exporter.from_notebook_node(content)[0])
 
 
-def _results(notebook: Path) -> Path:
-    return notebook.with_suffix(".results.html")
-
-
 def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
-    """Write ``index.html``: what the run found, the status of each notebook, and where it stopped.
-
-    What it found are the outputs of the cells tagged ``story``.
+    """Write ``index.html``: where the run stopped, what it found, and the status of each notebook.
 
     Args:
         folder: of the run; the executed notebooks lie in its ``notebooks``.
@@ -166,7 +149,7 @@ def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
         link = f'<a href="notebooks/{title}.html">{title}</a>' if entry.get("page") else title
         seconds = "" if entry.get("seconds") is None else f"{entry['seconds']:.0f}"
         rows.append(f'<tr><td>{link}</td><td>{state}</td><td class="number">{seconds}</td></tr>')
-        results = _results(folder / "notebooks" / f"{name}.ipynb")
+        results = folder / "notebooks" / f"{name}.story.html"
         if entry["status"] == "ok" and entry.get("page") and results.is_file():
             story.append(results.read_text(encoding="utf-8"))
         if entry["status"] not in _MARKS:
@@ -174,13 +157,12 @@ def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Fine-tuning notebooks</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>Profile {html.escape(profile)}</h1>{''.join(failures)}{''.join(filter(None, story))}"
+        f"<h1>Profile {html.escape(profile)}</h1>{''.join(failures)}{''.join(story)}"
         f'<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th class="number">seconds</th></tr>'
         f"{''.join(rows)}</table></body></html>"
     )
-    path = folder / "index.html"
-    write_atomically(path, page)
-    return path
+    write_atomically(folder / "index.html", page)
+    return folder / "index.html"
 
 
 def _failure(title: str, state: str, entry: dict) -> str:

@@ -13,6 +13,7 @@ from helpers.records import read_json
 from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
 
 NOTEBOOKS = ROOT / "notebooks"
+NAME = r"\d\d_\w{1,100}"  # of a notebook of the series
 _OWN_OPTION = ("profile", "runs_dir")
 _KINDS = {f.name: f.type.split(" | ")[0] for f in fields(Settings)}
 
@@ -29,7 +30,7 @@ def find_notebooks(wanted: str = "") -> list[Path]:
     Raises:
         UsageError: for a name that matches none.
     """
-    every = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
+    every = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.fullmatch(NAME, p.stem))
     words = wanted.replace(",", " ").split()
     chosen = set() if words else set(every)
     for word in words:

@@ -34,18 +34,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other runs, for as long as this process lives.
 
-    The lock is the name of a socket, made from the path, and on the directory itself. No file holds it, so deleting the
-    folder does not end it, and there is no link to follow.
+    The lock is on the directory, and on the name of a socket made from its path. No file holds it, so deleting the folder
+    does not end it, and there is no link to follow.
 
     Raises:
         UsageError: if another run holds it, or the folder cannot be used.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(f"{shown(folder)} cannot be written ({error.strerror}): choose another RUNS_DIR") from None
     with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UsageError(f"{shown(folder)} cannot be written ({error.strerror}): choose another RUNS_DIR") from None
         held.callback(os.close, directory)
         name = held.enter_context(socket.socket(socket.AF_UNIX))
         try:
@@ -54,9 +54,8 @@ def locked(folder: Path) -> Iterator[None]:
             with suppress(PermissionError):  # some network file systems lock no directories
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # seen from other containers, too
         except OSError:
-            raise UsageError(
-                f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'}): wait for it, or choose another RUNS_DIR"
-            ) from None
+            who = f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'})"
+            raise UsageError(f"{who}: wait for it, or choose another RUNS_DIR") from None
         yield
 
 
@@ -91,14 +90,14 @@ def executing(job: dict, folder: Path) -> Iterator[tuple[subprocess.Popen, queue
         The process, and what it reports: one dictionary for each line; after its end, one with ``end``.
     """
     read, write = os.pipe()  # a pipe of its own: a kernel and its children inherit standard output, and outlive it
+    runner, reports = _identity(psutil.Process()), queue.SimpleQueue()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "helpers.headless.execute", str(write)], stdin=subprocess.PIPE, text=True,
             stdout=subprocess.DEVNULL, stderr=errors, pass_fds=[write], start_new_session=True,
-            env=os.environ | {FOLDER: str(folder), RUNNER: _identity(psutil.Process())},
+            env=os.environ | {FOLDER: str(folder), RUNNER: runner},
         )  # fmt: skip
         os.close(write)
-        reports: queue.SimpleQueue = queue.SimpleQueue()
 
         def receive() -> None:
             with open(read, encoding="utf-8") as lines:
@@ -119,17 +118,16 @@ def executing(job: dict, folder: Path) -> Iterator[tuple[subprocess.Popen, queue
                 child.stdin.close()  # which tells it to end, with all that it started
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=8)
-            end_processes([*started, *of_run(folder, _identity(psutil.Process()))])
+            end_processes([*started, *of_run(folder, runner)])
             receiver.join(timeout=10)
 
 
 def _cause(child: subprocess.Popen, errors) -> str:
     with suppress(subprocess.TimeoutExpired):
         child.wait(timeout=5)
-    if child.returncode == -signal.SIGKILL:
-        return KILLED
-    if child.returncode is not None and child.returncode < 0:
-        return f"was ended by {signal.Signals(-child.returncode).name}"
+    if (child.returncode or 0) < 0:
+        number = signal.Signals(-child.returncode)
+        return KILLED if number == signal.SIGKILL else f"was ended by {number.name}"
     errors.seek(max(0, os.fstat(errors.fileno()).st_size - 10_000))
     return f"ended early: {(errors.read().strip().splitlines() or ['it wrote no error'])[-1]}"
 

@@ -7,8 +7,6 @@ where it stopped. :func:`run_all` does the same from Python.
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import queue
 import shutil
@@ -24,20 +22,12 @@ from helpers.headless.display import visible
 from helpers.headless.masking import mask_secrets
 from helpers.headless.pages import write_index
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
-from helpers.headless.processes import end_processes, executing, in_use, locked, of_run
+from helpers.headless.processes import end_processes, executing, locked, of_run
 from helpers.headless.status import Status, inputs
-from helpers.records import RecordError, now
+from helpers.records import now
 from helpers.settings import PROFILES, ROOT, nearest, shown
 
-EXIT = {"ok": 0, "failed": 1, "timed out": 124, "interrupted": 130, "killed": 137}
 PAGE_SECONDS = 60  # for the pages of a notebook that was stopped
-_EXIT_CODES = """exit codes:
-  0    all notebooks passed
-  1    a notebook failed
-  2    wrong arguments, or a folder that is in use or cannot be written
-  124  a notebook or a cell ran longer than its limit
-  130  interrupted (SIGINT, SIGTERM or SIGHUP)
-  137  the kernel was killed, mostly for lack of main memory"""
 
 
 def run_all(
@@ -69,10 +59,10 @@ def run_all(
         raise UsageError(f"there is no profile {profile!r}; {nearest(profile, PROFILES)}")
     if not (cell_timeout > 0 and notebook_timeout > 0):
         raise UsageError("the limits for a cell and for a notebook are seconds, more than 0")
-    chosen = find_notebooks(notebooks)
-    given = parse_parameters(parameters, chosen)
     if not runs_dir.strip():
         raise UsageError("RUNS_DIR is empty: name a folder, such as runs")
+    chosen = find_notebooks(notebooks)
+    given = parse_parameters(parameters, chosen)
     folder = ROOT / runs_dir / profile
     with locked(folder):
         end_processes(of_run(folder))  # what a run left that was itself killed
@@ -94,26 +84,6 @@ class Run:
     stopped: str | None = None  # the signal that asked for an end
     signals: int = 0  # how many did
 
-    def say(self, line: str) -> None:
-        """Write a line of progress; a terminal that cannot take it does not stop the run."""
-        line = visible(mask_secrets(line))
-        if self.write:
-            self.write(line)
-        else:
-            self._print(f"{line}\n")
-
-    def _print(self, text: str) -> None:
-        if sys.stdout is None:
-            return
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        try:
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            sys.stdout.flush()
-        except (OSError, ValueError):  # whoever read it has gone, or its disk is full
-            self.write = lambda line: None
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
     def series(self, notebooks: list[Path], fresh: bool) -> str:
         """Run the notebooks that need it, up to the first that does not pass."""
         if self.status.damaged:
@@ -125,21 +95,18 @@ class Run:
         end = "ok"
         try:
             for notebook in notebooks:
-                if self.stopped:
-                    end = "interrupted"
-                    break
-                if not fresh and self.status.up_to_date(notebook, self.given(notebook)):
+                if not self.stopped and not fresh and self.status.up_to_date(notebook, self.given(notebook)):
                     self.say(f"{notebook.stem}  passed before, nothing changed")
                     continue
                 self.say(f"{notebook.stem}  running")
-                end = self.notebook(notebook)
-                self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
+                end = "interrupted" if self.stopped else self.notebook(notebook)
+                self.say(f"{notebook.stem}  {end if self.stopped else outcome(self.status.entry(notebook))}")
                 if end != "ok":
                     break
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
-        page = write_index(self.status.folder, self.status.profile, self.status.notebooks)
+        page = write_index(self.status.folder, self.profile, self.status.notebooks)
         self.say(f"{'All passed' if end == 'ok' else 'Stopped'}. Open {page}")
         return end
 
@@ -157,17 +124,13 @@ class Run:
         status.begin(notebook, started=now(), parameters=given)
         ended: dict = {"end": "interrupted", "why": "the runner itself ended; the same command goes on from here"}
         try:
-            before, former = inputs(notebook, given), status.record_hashes(notebook, given)
+            before, former = inputs(notebook, given), status.records(notebook, given)
             ended = self._watch(notebook, given)
             reads = ended.pop("reads", None)
-            if ended["end"] == "ok":
+            if ended["end"] == "ok" and (missing := status.missing_records(notebook, given, former)):
+                ended |= {"end": "failed", "why": f"every cell ran, but it wrote no {shown(missing[0])}", "cell": None}
+            elif ended["end"] == "ok":
                 ended |= {"cell": None} | status.used(notebook, given, before, reads)
-                if missing := status.missing_records(notebook, given, former):
-                    ended |= {
-                        "end": "failed",
-                        "why": f"every cell ran, but it wrote no {shown(missing[0])}",
-                        "digest": None,
-                    }
         finally:
             seconds = round(time.monotonic() - started, 1)
             status.update(notebook, status=ended.pop("end"), seconds=seconds, finished=now(), **ended)
@@ -176,25 +139,21 @@ class Run:
 
     def _watch(self, notebook: Path, given: dict) -> dict:
         """Follow a notebook to its end, and say how it ended; if it has to be stopped, wait until its page is made."""
-        job = {"source": str(notebook), "parameters": given, "cwd": str(notebook.parent)}
-        job["folder"] = str(self.status.folder / "notebooks")
-        cell, line, cell_ends = None, f"  {notebook.stem}", math.inf
-        ends, stopped = time.monotonic() + self.notebook_timeout, {}
+        job = {"source": str(notebook), "parameters": given, "folder": str(self.status.folder / "notebooks")}
+        too_long = f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
+        limits, started = {too_long: time.monotonic() + self.notebook_timeout}, time.monotonic()
+        cell, ended, signals, line = None, {}, 0, f"  {notebook.stem}"
         with executing(job, self.status.folder) as (child, reports):
             while True:
-                present = time.monotonic()
-                if stopped and (self.signals > stopped["signals"] or present > stopped["until"]):
-                    return {
-                        "end": stopped["end"],
-                        "why": f"{stopped['why']} (no page: making it was stopped, too)",
-                        "cell": cell,
-                    }
-                if not stopped and (stop := self._reason_to_stop(present > ends, present > cell_ends)):
-                    stopped = dict(
-                        zip(("end", "why"), stop, strict=True), signals=self.signals, until=present + PAGE_SECONDS
-                    )
+                over = [why for why, until in limits.items() if time.monotonic() > until]
+                if over or self.signals > signals:
+                    if ended:  # making its page took too long, or was stopped, too
+                        return ended | {"cell": cell}
+                    ended = {"end": "timed out" if over else "interrupted"}
+                    ended["why"] = over[0] if over else f"stopped by {self.stopped}; the same command goes on from here"
+                    limits, signals = {"": time.monotonic() + PAGE_SECONDS}, self.signals
                     child.terminate()  # it keeps what there is, and makes a page of it
-                self._draw(f"{line}  {present - ends + self.notebook_timeout:.0f} s")
+                self._draw(f"{line}  {time.monotonic() - started:.0f} s")
                 try:
                     report = reports.get(timeout=0.5)
                 except queue.Empty:
@@ -202,25 +161,21 @@ class Run:
                 finally:
                     self._draw("")
                 if "end" in report:
-                    return {"cell": cell} | report | {name: stopped[name] for name in ("end", "why") if stopped}
+                    return {"cell": cell} | report | ended
+                cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
+                limits.pop(cell_too_long, None)
                 if "cell" not in report:  # all cells are done
-                    cell_ends, line = math.inf, f"  {notebook.stem}  making its page"
+                    line = f"  {notebook.stem}  making its page"
                     continue
+                limits[cell_too_long], cell = time.monotonic() + self.cell_timeout, report["cell"]
                 self.status.update(notebook, **report)
-                cell, cell_ends = report["cell"], time.monotonic() + self.cell_timeout
                 line = f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}"
                 if not self.terminal:
                     self.say(line)
 
-    def _reason_to_stop(self, notebook_over: bool, cell_over: bool) -> tuple[str, str] | None:
-        """How a notebook ends that has to be stopped, and why; None to let it run."""
-        if self.stopped:
-            return "interrupted", f"stopped by {self.stopped}; the same command goes on from here"
-        if notebook_over:
-            return "timed out", f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
-        if cell_over:
-            return "timed out", f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
-        return None
+    def say(self, line: str) -> None:
+        """Write a line of progress; a terminal that cannot take it does not stop the run."""
+        (self.write or self._print)(visible(mask_secrets(line)) + "\n" * (self.write is None))
 
     @property
     def terminal(self) -> bool:
@@ -229,8 +184,16 @@ class Run:
 
     def _draw(self, line: str) -> None:
         if self.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self._print(f"\r\033[K{visible(mask_secrets(line))[:width]}")
+            self._print(f"\r\033[K{visible(mask_secrets(line))[: shutil.get_terminal_size().columns - 1]}")
+
+    def _print(self, text: str) -> None:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+        except (OSError, ValueError):  # whoever read it has gone, or its disk is full
+            self.write = lambda line: None
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def outcome(entry: dict) -> str:
@@ -241,41 +204,3 @@ def outcome(entry: dict) -> str:
     where = f" in cell {entry['cell']} of {entry['cells']}" if entry.get("cell") else ""
     why = "".join(character if character.isprintable() else " " for character in entry["why"])
     return f"{entry['status']}{where} after {seconds}: {why}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.headless", description="Run the notebooks without a browser, as `make run-all` does.",
-        epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    option = parser.add_argument
-    option("--profile", default="small", help=f"one of {', '.join(PROFILES)}; default: small")
-    option("--notebooks", default="", help="numbers or names, such as '00 01 02'; default: all")
-    option("--params", default="", help="for the notebooks, such as 'max_steps=5 seed=1'", dest="parameters")
-    option("--runs-dir", default="runs", help="where results go, relative to the repository; default: runs")
-    option("--cell-timeout", type=float, default=3600, help="seconds for one cell; default: 3600")
-    option("--notebook-timeout", type=float, default=7200, help="seconds for one notebook; default: 7200")
-    option("--fresh", action="store_true", help="run notebooks also if nothing changed since they passed")
-    option("--in-use", metavar="FOLDER", help="run nothing: exit with 2 if a run is using this folder or one below it")
-    given = vars(parser.parse_args(arguments))
-    folder, message = given.pop("in_use"), ""
-    try:
-        if folder is None:
-            return EXIT[run_all(**given)]
-        if not (held := in_use(ROOT / folder)):
-            return 0
-        message = f"a run is using {shown(held[0])}: wait for it, or stop it"
-    except (UsageError, RecordError) as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'writing'}: {error.strerror}"
-    except KeyboardInterrupt:  # before the first notebook or after the last
-        return EXIT["interrupted"]
-    with suppress(OSError):
-        print(f"error: {mask_secrets(message)}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

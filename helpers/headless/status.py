@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from pathlib import Path
 
 from helpers.headless.masking import mask_secrets
-from helpers.headless.parameters import promised
+from helpers.headless.parameters import NAME, promised
 from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, sha256, write_atomically
-from helpers.settings import PROFILES, ROOT
+from helpers.settings import PROFILES, ROOT, shown
 
 STATES = ("running", "ok", "failed", "timed out", "interrupted", "killed")
-_TEXTS = ("why", "heading", "source", "last_lines", "started", "finished", "digest")
-_NUMBERS = ("cell", "cells", "seconds", "peak")
+_SHAPE = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished", "digest"), str)
+_SHAPE |= dict.fromkeys(("cell", "cells", "seconds", "peak"), int | float) | {"used": list, "parameters": dict}
 
 
 class Status:
@@ -23,11 +23,10 @@ class Status:
     def __init__(self, folder: Path, profile: str):
         """Read the file, or start an empty one where there is none; entries that are damaged are left out."""
         self.folder, self.file = folder, folder / "status.json"
-        self.profile, self.notebooks = profile, {}
-        self.damaged = False
+        self.profile, self.notebooks, self.damaged = profile, {}, False
         try:
             entries = read_json(self.file, RecordError, {"notebooks": dict})["notebooks"]
-            self.notebooks = {name: entry for name, entry in entries.items() if _is_entry(entry)}
+            self.notebooks = {name: entry for name, entry in entries.items() if _is_entry(name, entry)}
             self.damaged = len(self.notebooks) < len(entries)
         except FileNotFoundError:
             pass
@@ -49,10 +48,6 @@ class Status:
         content = {"profile": self.profile, "notebooks": dict(sorted(self.notebooks.items()))}
         write_atomically(self.file, json.dumps(content, indent=1))
 
-    def executed(self, notebook: Path) -> Path:
-        """Where the executed copy of a notebook is kept."""
-        return self.folder / "notebooks" / notebook.name
-
     def used(self, notebook: Path, parameters: dict, before: dict[str, str], reads: dict[str, str] | None) -> dict:
         """For the entry of a notebook that passed: all that it used and made, and one hash over that.
 
@@ -62,52 +57,46 @@ class Status:
         """
         after = inputs(notebook, parameters)
         hashes = {name: digest if after.get(name) == digest else "changed" for name, digest in before.items()}
-        hashes |= {_name(Path(path)): digest for path, digest in (reads or {}).items()}
-        hashes |= self.record_hashes(notebook, parameters)
+        hashes |= {shown(path): digest for path, digest in (reads or {}).items()} | self.records(notebook, parameters)
         return {"used": sorted(hashes), "digest": None if reads is None else combined(parameters, hashes)}
 
     def up_to_date(self, notebook: Path, parameters: dict) -> bool:
         """Whether a notebook passed, and every file that it used or made is what it was then."""
         entry = self.entry(notebook)
-        used = {name: _hash(ROOT / name) for name in entry.get("used", ())}
         return (
             entry.get("status") == "ok"
-            and entry.get("digest") == combined(parameters, used)
-            and used.keys() >= {_name(notebook)}
-            and self.executed(notebook).is_file()
-            and not self.missing_records(notebook, parameters)
+            and shown(notebook) in (entry.get("used") or [])
+            and entry.get("digest") == combined(parameters, {name: _hash(name) for name in entry["used"]})
+            and (self.folder / "notebooks" / notebook.name).is_file()
+            and not self.missing_records(notebook, parameters, {})
         )
 
-    def records(self, notebook: Path, parameters: dict) -> list[Path]:
-        """Where the records are that a notebook promises."""
+    def records(self, notebook: Path, parameters: dict) -> dict[str, str]:
+        """The records that a notebook promises, with their hashes."""
         seed = parameters.get("seed", PROFILES[self.profile]["seed"])
-        return [self.folder / f"{method}-s{seed}" / FILE_NAME for method in promised(notebook)]
+        names = [shown(self.folder / f"{method}-s{seed}" / FILE_NAME) for method in promised(notebook)]
+        return {name: _hash(name) for name in names}
 
-    def record_hashes(self, notebook: Path, parameters: dict) -> dict[str, str]:
-        """The hash of each of these records, by name."""
-        return {_name(path): _hash(path) for path in self.records(notebook, parameters)}
-
-    def missing_records(self, notebook: Path, parameters: dict, former: dict[str, str] | None = None) -> list[Path]:
-        """The promised records that are absent or damaged, lack a file that they list, or are still a ``former`` one."""
+    def missing_records(self, notebook: Path, parameters: dict, former: dict[str, str]) -> list[Path]:
+        """The promised records that are damaged or absent, lack a file that they list, or are still the former ones."""
         missing = []
-        for path in self.records(notebook, parameters):
+        for name, digest in self.records(notebook, parameters).items():
+            path = ROOT / name
             try:
-                if lost_files(load(path), path.parent) or (former and former.get(_name(path)) == _hash(path)):
+                if digest == former.get(name) or lost_files(load(path), path.parent):
                     missing.append(path)
             except RecordError:
                 missing.append(path)
         return missing
 
 
-def _is_entry(entry: object) -> bool:
-    """Whether an entry of the file has the shape that this module writes."""
-    if not isinstance(entry, dict) or entry.get("status") not in STATES or not isinstance(entry.get("used", []), list):
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether a name and an entry of the file have the shape that this module writes."""
+    if not re.fullmatch(NAME, name) or not isinstance(entry, dict) or entry.get("status") not in STATES:
         return False
-    texts = [entry.get(name) for name in _TEXTS] + entry.get("used", [])
-    numbers = [entry.get(name) for name in _NUMBERS]
-    return all(t is None or isinstance(t, str) for t in texts) and all(
-        n is None or type(n) in (int, float) for n in numbers
-    )
+    present = {key: value for key, value in entry.items() if key in _SHAPE and value is not None}
+    fits = all(isinstance(value, _SHAPE[key]) and not isinstance(value, bool) for key, value in present.items())
+    return fits and all(isinstance(file, str) for file in entry.get("used") or [])
 
 
 def inputs(notebook: Path, parameters: dict) -> dict[str, str]:
@@ -115,7 +104,7 @@ def inputs(notebook: Path, parameters: dict) -> dict[str, str]:
     files, data = [notebook], Path(str(parameters.get("data") or "bundled")).expanduser()
     for path in (notebook.parent / data, ROOT / data):
         files += [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else []
-    return {_name(path): _hash(path) for path in files}
+    return {shown(path): _hash(path) for path in files}
 
 
 def combined(parameters: dict, hashes: dict[str, str]) -> str:
@@ -124,14 +113,8 @@ def combined(parameters: dict, hashes: dict[str, str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _name(path: Path) -> str:
-    """A path as the status file names it: relative to the repository where it lies inside."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _hash(path: Path) -> str:
+def _hash(path: str | Path) -> str:
     try:
-        return sha256(path)
+        return sha256(ROOT / path)
     except (OSError, ValueError):
         return "missing"

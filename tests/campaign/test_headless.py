@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 
-from helpers.headless.parameters import find_notebooks
-from helpers.headless.processes import of_run
+from helpers.headless import find_notebooks
+from helpers.headless.processes import FOLDER
 from helpers.records import load_series
 from helpers.settings import ROOT
+from tests.headless.test_arguments import PARAMETERS, is_answered
 
 import psutil
 from hypothesis import given, settings
-from test_parameters import PARAMETERS, is_answered
 
 STOPS, SEED = 20, 1
 
@@ -30,7 +30,14 @@ def test_a_thousand_random_parameters_are_answered(text):
 
 
 def left_over(folder) -> list[int]:
-    return [p.pid for p in of_run(folder) if p.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(FOLDER) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
 
 
 def test_a_run_stopped_at_random_moments_ends_with_every_notebook_passed(tmp_path):

@@ -7,8 +7,9 @@ import re
 from unittest import mock
 
 from helpers.headless import UsageError, find_notebooks, parameters_of
+from helpers.headless.__main__ import EXIT, main
 from helpers.headless.parameters import parse_parameters
-from helpers.headless.runner import EXIT, Run, main
+from helpers.headless.runner import Run
 from helpers.settings import ROOT, checked
 
 import nbformat
@@ -181,11 +182,11 @@ def test_a_damaged_notebook_is_named(book, text):
         book.run()
 
 
-def test_help_tells_the_exit_codes_apart(capsys):
+def test_help_and_the_page_on_running_list_the_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    words = capsys.readouterr().out
-    assert all(f"\n  {code} " in words for code in {*EXIT.values(), 2})
+    words, page = capsys.readouterr().out, (ROOT / "docs/running.md").read_text()
+    assert all(f"\n  {code} " in words and f"| {code} |" in page for code in {*EXIT.values(), 2})
 
 
 def test_no_notebook_hands_a_line_to_a_shell():

@@ -8,8 +8,8 @@ import sys
 import time
 from unittest import mock
 
+from helpers.headless.__main__ import EXIT
 from helpers.headless.execute import _death, reason
-from helpers.headless.runner import EXIT
 from helpers.records import RunRecord
 from helpers.settings import ROOT
 
@@ -51,17 +51,12 @@ def pids(book, *names: str) -> list[int]:
 
 def test_a_killed_kernel_is_noticed_and_its_children_end(book):
     warning = "import sys\nprint('a warning of a library', file=sys.__stderr__, flush=True)\n"
-    book.write(
-        "00_killed",
-        CHILD + warning + "print('the last words', flush=True)\ntime.sleep(1)\nos.kill(os.getpid(), 9)",
-        "1",
-    )
+    words = "print('the last words', flush=True)\ntime.sleep(1)\nos.kill(os.getpid(), 9)"
+    book.write("00_killed", CHILD + warning + words, "1")
     assert book.run() == "killed" and EXIT["killed"] == 137
     entry = book.entry("00_killed")
     assert entry["status"] == "killed" and entry["cell"] == 3
-    assert entry["why"].startswith(
-        "the kernel was killed, most often because main memory ran out: close other programs"
-    )
+    assert entry["why"].startswith("the kernel was killed, most often because main memory ran out: close other")
     assert "the last words" in entry["last_lines"] and "the last words" in book.page()
     assert book.lines[-2].startswith("00_killed  killed in cell 3 of 4 after ")
     assert not [pid for pid in pids(book) if alive(pid)]
@@ -111,13 +106,11 @@ def test_a_disk_that_is_full_is_named(monkeypatch, tmp_path):
 
 
 def test_a_process_killed_by_the_system_is_not_explained_by_a_warning(book):
-    book.write(
-        "00_any",
-        "import os, psutil, sys\nprint('a warning', file=sys.__stderr__)\npsutil.Process().parent().kill()\nimport time; time.sleep(60)",
-    )
+    kill = "psutil.Process().parent().kill()\ntime.sleep(60)"
+    book.write("00_any", f"import psutil, sys, time\nprint('a warning', file=sys.__stderr__)\n{kill}")
     assert book.run() == "killed"
     assert book.entry("00_any")["why"].startswith(
-        "the process that ran the notebook was killed, most often because main memory"
+        "the process that ran the notebook was killed, most often because main"
     )
 
 
@@ -201,7 +194,7 @@ def test_limits_and_signals_hold_while_a_page_is_made(book):
     )
     runner = book.start()
     deadline = time.monotonic() + 60
-    while not (book.out / "notebooks/00_any.results.html").stat().st_mtime > time.time() - 2:
+    while not (book.out / "notebooks/00_any.story.html").stat().st_mtime > time.time() - 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     runner.send_signal(signal.SIGTERM)
