@@ -87,7 +87,7 @@ def test_a_frozen_weight_that_changed_is_caught():
         for name, value in model.named_parameters():
             value += 0.01 if "lora_" in name else 0
         model.get_base_model().model.norm.weight[3] += 0.01
-    with pytest.raises(GuardError, match="frozen base weights differ"):
+    with pytest.raises(GuardError, match="frozen weights did not change: they differ"):
         watch.check(model)
 
 

@@ -64,7 +64,7 @@ def test_parameters_are_settings_and_reach_them(notebook):
 def test_plain_python_without_magic_or_secrets(notebook):
     for cell in code_cells(notebook):
         assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), cell.source
-        assert "tqdm.auto" not in cell.source and "trust_remote_code" not in cell.source
+        assert "tqdm.auto" not in cell.source and "trust_remote_code=True" not in cell.source
         assert not re.search(r"hf_[A-Za-z0-9]{10}|login\(", cell.source)
 
 

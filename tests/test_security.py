@@ -36,6 +36,9 @@ def product() -> dict[str, str]:
     return {name: text for name, text in texts().items() if not name.startswith("tests/")}
 
 
+PROSE = "helpers/sources/conversations.md"  # training data that talks about such words: people ask about them
+
+
 def places(pattern: str) -> list[str]:
     """Where the product holds a pattern: file and matching text."""
     return [f"{name}: {m[0]}" for name, text in product().items() for m in re.finditer(pattern, text)]
@@ -182,11 +185,13 @@ def test_committed_notebooks_hold_no_outputs():
 
 
 def test_no_code_from_a_hub():
-    assert places(r"trust_remote_code\s*[=:]\s*(?!False)\w+|\"trust_remote_code\"") == []
+    found = places(r"trust_remote_code\s*[=:]\s*(?!False)\w+|\"trust_remote_code\"")
+    assert [place for place in found if not place.startswith(PROSE)] == []
 
 
 def test_weights_are_safetensors_only():
-    assert places(r"weights_only\s*=\s*False|\btorch\.load\b|\bpickle\.load|safe_serialization\s*=\s*False") == []
+    found = places(r"weights_only\s*=\s*False|\btorch\.load\b|\bpickle\.load|safe_serialization\s*=\s*False")
+    assert [place for place in found if not place.startswith(PROSE)] == []
 
 
 # No revision is known for this one: no hub could be reached where the profiles were written.
@@ -204,7 +209,7 @@ def test_hub_revisions_are_pinned():
 
 
 def test_notebooks_show_model_output_escaped():
-    assert places(r"escape\s*=\s*False") == []
+    assert places(r"\bescape\s*=\s*False") == []
     (cell,) = [
         c.source for c in nbformat.read(ROOT / "notebooks/05_inference.ipynb", 4).cells if "def show(" in c.source
     ]

@@ -95,12 +95,15 @@ class Run:
         end = "ok"
         try:
             for notebook in notebooks:
-                if not self.stopped and not fresh and self.status.up_to_date(notebook, self.given(notebook)):
+                if self.stopped:
+                    end = "interrupted"
+                    break
+                if not fresh and self.status.up_to_date(notebook, self.given(notebook)):
                     self.say(f"{notebook.stem}  passed before, nothing changed")
                     continue
                 self.say(f"{notebook.stem}  running")
-                end = "interrupted" if self.stopped else self.notebook(notebook)
-                self.say(f"{notebook.stem}  {end if self.stopped else outcome(self.status.entry(notebook))}")
+                end = self.notebook(notebook)
+                self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
                 if end != "ok":
                     break
         finally:

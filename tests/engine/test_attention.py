@@ -18,7 +18,8 @@ import torch.nn.functional as F
 def test_rows_end_to_end_have_the_loss_and_gradients_of_padded_rows(data, tiny, monkeypatch, impl):
     """varlen's kernel exists on GPUs only; here each row's attention is computed apart in its place."""
 
-    def by_row(query, key, value, bounds, longest, scale=None):
+    def by_row(query, key, value, bounds, longest, scale=None, window=None):
+        assert window is None
         lengths = bounds.diff().tolist()
         rows = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
         return torch.cat([F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in row), is_causal=True, scale=scale)

@@ -13,6 +13,7 @@ from helpers.device import plan
 from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, Trainer
+from helpers.guards import GuardError
 from helpers.models import adapter_config
 from helpers.settings import ROOT, settings_for
 from helpers.sources import resolve
@@ -190,7 +191,7 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(unfinished, data):
     assert "rank was 8 and is 4; learning_rate was 0.01 and is 0.02" in str(error.value)
     assert "delete the folder (or call train(..., resume=False)) to start again" in str(error.value)
     assert (folder / "checkpoint-8" / SEAL).is_file()  # a refusal destroys nothing
-    with pytest.raises(TrainingError, match="other settings: adapter's r was 8 and is 4. Set that back"):
+    with pytest.raises(GuardError, match="the adapter has another rank or other layers than you set"):
         train(settings, data, adapter=adapter_config(settings.change(rank=4)))
     fewer = replace(data, train=data.train[:100])
     with pytest.raises(TrainingError, match="rows and their order was "):

@@ -19,8 +19,8 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     def load():
         return models.load_trained(runs.settings("lora")).eval()
 
-    prompts = [e.prompt for e in data.test[:4]]
-    everything = using.padded_right(range(4), load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
+    prompts = [e.prompt for e in data.test]
+    everything = using.padded_right(range(len(prompts)), load=load, tokenizer=tokenizer, prompts=prompts, limit=16)
     assert "what stands before it" in everything.message
     one = using.padded_right(3, load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
     assert "give a set for same" in one.message
