@@ -8,6 +8,7 @@ adapters is the model that is handed to the trainer (helpers.engine.trainer), no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -20,7 +21,8 @@ from helpers.batches import Collator, deal, training_order, widest
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
-from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions, resumable
+from helpers.engine.locks import locked
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.paths import compared
 from helpers.engine.preflight import TrainingError
@@ -103,11 +105,18 @@ def train(
 
     Raises:
         GuardError: if the run is not what its name says.
-        TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
-            are those of other settings.
+        TrainingError: if the loss is not finite, the device or the disk has too little room, the checkpoints found are
+            those of other settings, or another notebook trains into the same folder.
+        Interrupted: if you stop it.
     """
     run = _plan(settings, data, adapter, world or World())
-    with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
+    alone = locked(settings.folder, TrainingError) if run.plan.world.main else contextlib.nullcontext()
+    with (
+        alone,
+        resumable(settings.folder),
+        MemoryMonitor(run.plan.device) as monitor,
+        preflight.explaining_memory(run.plan),
+    ):
         _load(run, model)
         _prove_path(run, monitor, resume)
         _fit(run, monitor)

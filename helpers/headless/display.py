@@ -116,8 +116,17 @@ def figure_to_html(figure) -> str:
     return f'<img alt="{escape(describe(figure))}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
 
 
+def _sentence(shell, kind, error, traceback, tb_offset=None) -> None:
+    """Show an error of this package as its sentence, which says what to do; ``%tb`` still shows where it arose."""
+    if kind.__module__.startswith("helpers."):
+        sys.last_type, sys.last_value, sys.last_traceback = kind, error, traceback
+        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+    else:
+        shell.showtraceback((kind, error, traceback), running_compiled_code=True)
+
+
 def switch_on() -> None:
-    """Show tables and figures so in the notebook that this kernel runs."""
+    """Show tables, figures and errors so in the notebook that this kernel runs."""
     from IPython import get_ipython
 
     def describe_figures(*_) -> None:  # pyplot, when it loads, would drop a formatter that is set for the class
@@ -125,6 +134,7 @@ def switch_on() -> None:
             sys.modules["matplotlib.figure"].Figure._repr_html_ = figure_to_html
 
     if shell := get_ipython():
+        shell.set_custom_exc((ValueError, RuntimeError, KeyboardInterrupt), _sentence)  # their bases
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
             formatter.for_type_by_name(module, name, table_to_html)

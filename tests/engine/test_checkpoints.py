@@ -11,6 +11,7 @@ from helpers.batches import training_order
 from helpers.data import fingerprint
 from helpers.device import plan
 from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
+from helpers.engine.locks import locked
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, Trainer
 from helpers.guards import GuardError
@@ -148,19 +149,12 @@ def test_a_truncated_checkpoint_is_passed_over(unfinished, straight, data, capsy
     assert resumed.record.training["passed_over"][0].startswith("checkpoint-8")
 
 
-@pytest.mark.parametrize(
-    ("name", "spoil", "words"),
-    [
-        (WEIGHTS, lambda f: f.write_bytes(f.read_bytes()[:-64] + bytes(64)), f"{WEIGHTS} is damaged"),
-        (SEAL, lambda f: f.write_bytes(f.read_bytes()[:-50]), f"{SEAL} is damaged"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over_and_removed(unfinished, data, capsys, name, spoil, words):
+def test_two_notebooks_that_train_into_one_folder(unfinished, data):
     settings, folder = unfinished
-    spoil(folder / "checkpoint-8" / name)
-    assert begin(settings, data).step == 4
-    assert f"passed over: checkpoint-8: {words}" in capsys.readouterr().out
-    assert [f.name for f in folder.iterdir()] == ["checkpoint-4"]  # what is broken does not stay
+    before = sorted(folder.rglob("*"))
+    with locked(settings.folder, ValueError), pytest.raises(TrainingError, match="notebook is using .*lora-s0"):
+        train(settings, data)
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "trainer_state.json"])
