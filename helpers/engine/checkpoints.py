@@ -82,6 +82,12 @@ class Checkpoints:
             print("no whole checkpoint is left: starting again from step 0")
         return newest
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint whose writing was finished."""
+        return max(
+            (int(f.parent.name.rpartition("-")[2]) for f in self.folder.glob(f"checkpoint-*/{SEAL}")), default=None
+        )
+
     def _newest(self) -> Checkpoint | None:
         steps = [int(f.name.rpartition("-")[2]) for f in self.folder.glob("checkpoint-*") if f.name[11:].isdigit()]
         for step in sorted(steps, reverse=True):
