@@ -193,6 +193,6 @@ hub-check: $(TOOLS) $(PROXY)  ## start that JupyterHub with two users and look a
 	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop/check_*.py $(call arguments,$(TEST_ARGS))
 
 clean:  ## remove results and caches; keeps the environment and the models
-	@test ! -e $(READY) || $(PY) -m helpers.headless --in-use runs
+	@test ! -e $(READY) || $(PY) -m helpers.headless --in-use=runs
 	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

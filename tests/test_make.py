@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.engine.locks import locked
+from helpers.headless import locked
 
 import pytest
 
@@ -147,12 +147,10 @@ def test_clean_refuses_while_a_run_is_on(tmp_path):
     (tmp_path / ".venv" / ".ready").touch()
     result = tmp_path / "runs" / "tiny" / "status.json"
     clean = {"args": ["make", "clean"], "cwd": tmp_path, "capture_output": True, "text": True}
-    with locked(result.parent, ValueError):
+    with locked(result.parent):
         result.touch()
         done = subprocess.run(**clean)
         assert (
-            done.returncode == 2
-            and "error: a run is using runs/tiny: wait for it, or stop it" in done.stderr
-            and result.exists()
+            done.returncode == 2 and "error: a run is using runs/tiny: wait for it" in done.stderr and result.exists()
         )
     assert subprocess.run(**clean).returncode == 0 and not result.exists()

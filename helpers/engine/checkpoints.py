@@ -90,6 +90,10 @@ class Checkpoints:
         folders = {f.name: f for f in self.folder.glob("checkpoint-*") if f.is_dir() or f.is_symlink()}
         return {int(n[11:]): f for n, f in folders.items() if re.fullmatch(CHECKPOINT, n)}
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint whose writing was finished."""
+        return max((step for step, folder in self._found().items() if (folder / SEAL).is_file()), default=None)
+
     def _newest(self) -> Checkpoint | None:
         for step, folder in sorted(self._found().items(), reverse=True):
             seal, fault = _read(folder, step)
@@ -129,25 +133,6 @@ class Checkpoints:
             }
             seal = {"conditions": self.conditions, "files": files, "steps": steps, "seconds": seconds}
             write_atomically(folder / SEAL, json.dumps(seal | {"seal": _hash(seal)}, indent=1))
-
-
-class Interrupted(KeyboardInterrupt):
-    """A training that you stopped; the message says where it resumes."""
-
-
-@contextlib.contextmanager
-def resumable(run: Path) -> Iterator[None]:
-    """Let whoever stops a training read where it resumes, instead of where it was stopped.
-
-    Raises:
-        Interrupted: instead of KeyboardInterrupt.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        step = max(Checkpoints(run, {})._found(), default=0)
-        then = f"resumes after step {step}" if step else "starts again from step 0: no checkpoint was due yet"
-        raise Interrupted(f"training was stopped; run the cell again, and it {then}") from None
 
 
 def _hash(seal: dict) -> str:

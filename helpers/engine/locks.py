@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that outlives the folder. Standard library only."""
+"""One run at a time in a folder: the lock that the runner and a training hold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from helpers.settings import shown
 
+OTHER = "RUNS_DIR (in a notebook: runs_dir)"
+
 
 @contextmanager
 def locked(folder: Path, error: type[Exception]) -> Iterator[None]:
@@ -21,16 +23,15 @@ def locked(folder: Path, error: type[Exception]) -> Iterator[None]:
     The lock is on the directory, and on the name of a socket made from its path. No file holds it, so deleting the folder
     does not end it, and there is no link to follow.
 
-    Args:
-        folder: it is made if it is not there.
-        error: raised if another run holds the folder, or it cannot be used.
+    Raises:
+        Exception: the one given, if another run holds the folder or it cannot be used.
     """
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as fault:
-            raise error(f"{shown(folder)} cannot be written ({fault.strerror}): choose another RUNS_DIR") from None
+            raise error(f"{shown(folder)} cannot be written ({fault.strerror}): choose another {OTHER}") from None
         held.callback(os.close, directory)
         name = held.enter_context(socket.socket(socket.AF_UNIX))
         try:
@@ -39,8 +40,8 @@ def locked(folder: Path, error: type[Exception]) -> Iterator[None]:
             with suppress(PermissionError):  # some network file systems lock no directories
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # seen from other containers, too
         except OSError:
-            who = f"another run or notebook is using {shown(folder)} (process {_holder(folder) or 'unknown'})"
-            raise error(f"{who}: wait for it, or choose another RUNS_DIR") from None
+            who = f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'})"
+            raise error(f"{who}: wait for it, or choose another {OTHER}") from None
         yield
 
 

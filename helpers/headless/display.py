@@ -116,13 +116,19 @@ def figure_to_html(figure) -> str:
     return f'<img alt="{escape(describe(figure))}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
 
 
-def _sentence(shell, kind, error, traceback, tb_offset=None) -> None:
-    """Show an error of this package as its sentence, which says what to do; ``%tb`` still shows where it arose."""
-    if kind.__module__.startswith("helpers."):
-        sys.last_type, sys.last_value, sys.last_traceback = kind, error, traceback
-        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
-    else:
-        shell.showtraceback((kind, error, traceback), running_compiled_code=True)
+STOPPED = (
+    "you stopped this cell. What earlier cells made is still there: run this cell again, or go on with the next one"
+)
+
+
+def show_error(shell, kind: type[BaseException], error: BaseException, trace, tb_offset=None) -> None:
+    """Show an error of these helpers, and the stop button, as one sentence; all others as IPython does."""
+    if issubclass(kind, KeyboardInterrupt) or kind.__module__.partition(".")[0] == "helpers":
+        name, said = (
+            ("Stopped", str(error) or STOPPED) if issubclass(kind, KeyboardInterrupt) else (kind.__name__, error)
+        )
+        error._render_traceback_ = lambda: [f"{name}: {said}"]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def switch_on() -> None:
@@ -134,7 +140,7 @@ def switch_on() -> None:
             sys.modules["matplotlib.figure"].Figure._repr_html_ = figure_to_html
 
     if shell := get_ipython():
-        shell.set_custom_exc((ValueError, RuntimeError, KeyboardInterrupt), _sentence)  # their bases
+        shell.set_custom_exc((Exception, KeyboardInterrupt), show_error)
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
             formatter.for_type_by_name(module, name, table_to_html)

@@ -1,4 +1,4 @@
-"""The processes of a headless run: a child for each notebook, and an end for all that it started."""
+"""The processes of a headless run: a child for each notebook, and an end for all of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from helpers.engine.locks import locked as hold
+from helpers.headless.parameters import UsageError
+
 import psutil
 
 FOLDER, RUNNER = "FINE_TUNING_RUN", "FINE_TUNING_RUNNER"  # in the environment of everything that a run starts
 KILLED = "was killed, most often because main memory ran out: close other programs, or choose a smaller profile"
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, see :func:`helpers.engine.locks.locked`.
+
+    Raises:
+        UsageError: if another run holds it, or the folder cannot be used.
+    """
+    with hold(folder, UsageError):
+        yield
 
 
 @contextmanager

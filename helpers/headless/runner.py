@@ -18,12 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.engine.locks import locked
 from helpers.headless.display import visible
 from helpers.headless.masking import mask_secrets
 from helpers.headless.pages import write_index
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
-from helpers.headless.processes import end_processes, executing, of_run
+from helpers.headless.processes import end_processes, executing, locked, of_run
 from helpers.headless.status import Status, inputs
 from helpers.records import now
 from helpers.settings import PROFILES, ROOT, nearest, shown
@@ -65,7 +64,7 @@ def run_all(
     chosen = find_notebooks(notebooks)
     given = parse_parameters(parameters, chosen)
     folder = ROOT / runs_dir / profile
-    with locked(folder, UsageError):
+    with locked(folder):
         end_processes(of_run(folder))  # what a run left that was itself killed
         run = Run(profile, given, runs_dir, cell_timeout, notebook_timeout, Status(folder, profile), say)
         return run.series(chosen, fresh)

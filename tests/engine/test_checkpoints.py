@@ -11,7 +11,6 @@ from helpers.batches import training_order
 from helpers.data import fingerprint
 from helpers.device import plan
 from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
-from helpers.engine.locks import locked
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import Steps, Trainer
 from helpers.guards import GuardError
@@ -147,14 +146,6 @@ def test_a_truncated_checkpoint_is_passed_over(unfinished, straight, data, capsy
     assert f"passed over: checkpoint-8: {WEIGHTS} has " in out and "resuming after step 4" in out
     assert losses(resumed) == losses(straight)
     assert resumed.record.training["passed_over"][0].startswith("checkpoint-8")
-
-
-def test_two_notebooks_that_train_into_one_folder(unfinished, data):
-    settings, folder = unfinished
-    before = sorted(folder.rglob("*"))
-    with locked(settings.folder, ValueError), pytest.raises(TrainingError, match="notebook is using .*lora-s0"):
-        train(settings, data)
-    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "trainer_state.json"])

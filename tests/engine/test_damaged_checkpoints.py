@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, Interrupted, resumable
+from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints
 from helpers.records import RunRecord
 
 import pytest
@@ -77,11 +77,3 @@ def test_a_renamed_or_linked_checkpoint_is_passed_over_and_other_files_stay(unfi
     assert (tmp_path / "elsewhere" / SEAL).is_file()
     RunRecord("lora", "tiny", 0).save(unfinished)
     assert sorted(f.name for f in folder.iterdir()) == sorted(kept)
-
-
-@pytest.mark.parametrize(("step", "words"), [(2, "starts again from step 0"), (4, "resumes after step 4")])
-def test_a_stopped_training_says_where_it_resumes(tmp_path, step, words):
-    if step == 4:
-        (tmp_path / "checkpoints/checkpoint-4").mkdir(parents=True)
-    with pytest.raises(Interrupted, match=f"run the cell again, and it {words}"), resumable(tmp_path):
-        raise KeyboardInterrupt

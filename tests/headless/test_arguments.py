@@ -40,7 +40,7 @@ def is_answered(text: str) -> None:
 
     errors = io.StringIO()
     with (
-        mock.patch("helpers.headless.runner.locked", lambda *_: contextlib.nullcontext()),
+        mock.patch("helpers.headless.runner.locked", contextlib.nullcontext),
         mock.patch("helpers.headless.runner.of_run", lambda folder: []),
         mock.patch.object(Run, "series", series),
         contextlib.redirect_stderr(errors),

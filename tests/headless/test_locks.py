@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
-from helpers.engine.locks import in_use, locked
-from helpers.headless import UsageError
+from helpers.engine.locks import in_use
+from helpers.headless import UsageError, locked
 from helpers.headless.__main__ import main
 from helpers.headless.processes import FOLDER, RUNNER, _identity, end_processes, of_run
 from helpers.settings import ROOT
@@ -18,21 +18,22 @@ import pytest
 
 def test_two_runs_into_one_folder(book):
     book.write("00_any", "1")
-    with locked(book.out, UsageError):
+    with locked(book.out):
         runner = book.start()
         out, errors = runner.communicate(timeout=60)
         assert runner.returncode == 2 and not out
         assert errors == (
-            f"error: another run or notebook is using {book.out} (process {os.getpid()}): wait for it, or choose another RUNS_DIR\n"
+            f"error: another run is using {book.out} (process {os.getpid()}): wait for it, or choose another "
+            "RUNS_DIR (in a notebook: runs_dir)\n"
         )
-    with locked(book.out, UsageError):
+    with locked(book.out):
         assert list(book.out.iterdir()) == [], "the lock ends with its holder, and leaves no file"
 
 
 @pytest.mark.parametrize("what", ["deleted", "deleted and made again", "moved away", "another name for it"])
 def test_a_lock_outlives_its_folder(tmp_path, what):
     folder = tmp_path / "runs/tiny"
-    with locked(folder, UsageError):
+    with locked(folder):
         if what == "another name for it":
             (tmp_path / "link").symlink_to(tmp_path / "runs")
             folder = tmp_path / "link/tiny"
@@ -42,12 +43,9 @@ def test_a_lock_outlives_its_folder(tmp_path, what):
             folder.rmdir()
             if what == "deleted and made again":
                 folder.mkdir()
-        with (
-            pytest.raises(UsageError, match=f"another run or notebook is using .*process {os.getpid()}"),
-            locked(folder, UsageError),
-        ):
+        with pytest.raises(UsageError, match=f"another run is using .*process {os.getpid()}"), locked(folder):
             pass
-    with locked(folder, UsageError):
+    with locked(folder):
         pass
 
 
@@ -57,26 +55,23 @@ def test_a_lock_follows_no_link_and_writes_no_file(tmp_path):
     private.write_text("private")
     for name in (".lock", "status.json", ".status.json.tmp"):
         (folder / name).symlink_to(private)
-    with locked(folder, UsageError):
+    with locked(folder):
         assert private.read_text() == "private"
-    with pytest.raises(UsageError, match="cannot be written"), locked(private, UsageError):
+    with pytest.raises(UsageError, match="cannot be written"), locked(private):
         pass
 
 
 def test_a_lock_ends_with_a_killed_process(tmp_path):
-    hold = (
-        "import pathlib, time\nfrom helpers.engine.locks import locked\n"
-        f"with locked(pathlib.Path({str(tmp_path)!r}), ValueError):\n    print(flush=True)\n    time.sleep(60)"
-    )
+    hold = f"import pathlib, time\nfrom helpers.headless import locked\nwith locked(pathlib.Path({str(tmp_path)!r})):\n    print(flush=True)\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE)
     holder.stdout.readline()
-    with pytest.raises(UsageError, match=f"process {holder.pid}"), locked(tmp_path, UsageError):
+    with pytest.raises(UsageError, match=f"process {holder.pid}"), locked(tmp_path):
         pass
     for _ in range(1100):  # asking who holds it does not fill anything up
         assert in_use(tmp_path)
     holder.kill()
     holder.wait()
-    with locked(tmp_path, UsageError):
+    with locked(tmp_path):
         pass
 
 
@@ -84,7 +79,7 @@ def test_clean_can_ask_whether_a_run_is_on(tmp_path, capsys):
     (tmp_path / "runs/tiny/lora-s0").mkdir(parents=True)
     assert main(["--in-use", str(tmp_path / "runs")]) == 0 == main(["--in-use", str(tmp_path / "nowhere")])
     for held in ("runs", "runs/tiny", "runs/tiny/lora-s0"):
-        with locked(tmp_path / held, UsageError):
+        with locked(tmp_path / held):
             assert main(["--in-use", str(tmp_path / "runs")]) == 2
         assert re.fullmatch(
             rf"error: a run is using {tmp_path}/{held}: wait for it, or stop it\n", capsys.readouterr().err
@@ -150,9 +145,7 @@ def test_a_second_run_waits_for_no_folder_that_was_cleaned(book):
         time.sleep(0.1)
     subprocess.run(["rm", "-rf", book.out.parent], check=True)
     second = book.start()
-    assert second.communicate(timeout=60)[1].startswith(
-        f"error: another run or notebook is using {book.out} (process {first.pid})"
-    )
+    assert second.communicate(timeout=60)[1].startswith(f"error: another run is using {book.out} (process {first.pid})")
     hold.unlink()
     assert "00_any  passed in" in first.communicate(timeout=60)[0] and first.returncode == 0
     assert book.entry("00_any")["status"] == "ok"
