@@ -67,36 +67,56 @@ def _scored(record, right: list[int], seed: int = 0):
     return replace(record, seed=seed, evaluation=record.evaluation | {"exact_match": right})
 
 
-def test_conclusions_follow_the_numbers(runs):
+def _seeds(record, shares):
+    """Runs of one method, one a seed, with these shares of 20 questions right."""
+    return [_scored(record, [1] * right + [0] * (20 - right), seed) for seed, right in enumerate(shares)]
+
+
+def test_a_claim_about_accuracy_needs_three_seeds_that_agree(runs):
     lora, full = runs.lora.record, runs.full.record
-    worse, better = [1] * 5 + [0] * 15, [1] * 18 + [0] * 2
-    assert any("full is better" in s for s in conclusions([_scored(lora, worse), _scored(full, better)]))
-    assert any("lora is better" in s for s in conclusions([_scored(lora, better), _scored(full, worse)]))
-    assert any("no difference shown" in s for s in conclusions([_scored(lora, worse), _scored(full, worse)]))
+
+    def accuracy_of(first, second):
+        said = conclusions([*_seeds(lora, first), *_seeds(full, second)])
+        return next(sentence for sentence in said if sentence.startswith("Accuracy: "))
+
+    assert "full is better" in accuracy_of([5, 6, 5], [18, 19, 18])
+    assert "lora is better" in accuracy_of([18, 19, 18], [5, 6, 5])
+    assert "no difference shown" in accuracy_of([18, 2, 12], [5, 18, 12])  # a verdict that flips with the seed
+    assert "no claim about the methods from 1 seed" in accuracy_of([18], [2])
+    assert "no claim about the methods from 2 seeds" in accuracy_of([18, 18], [2, 2])
     whole = replace(full, training=full.training | {"trainable": 1600 * lora.training["trainable"]})
     assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([lora, whole])
 
 
-def test_conclusions_say_on_how_many_seeds_they_rest(runs):
-    lora, full = runs.lora.record, runs.full.record
-    one = conclusions([_scored(lora, [1, 0]), _scored(full, [0, 1])])
-    three = conclusions([_scored(r, [1, 0], seed) for r in (lora, full) for seed in range(3)])
-    assert any("1 seed:" in s for s in one) and not any("seed" in s for s in three)
+def test_an_interval_over_seeds_is_students():
+    assert comparison.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-3)
+    assert comparison.interval([1.0, 2.0]) == pytest.approx((1.5, 12.706 * 0.5), rel=1e-3)
+    centre, half = comparison.interval([4.0])
+    assert centre == 4.0 and half != half  # one measurement says nothing about its spread
 
 
-def test_seeds_are_not_mistaken_for_more_questions(runs):
-    """Three identical seeds say no more about the questions than one."""
-    lora, full = runs.lora.record, runs.full.record
-    a, b = [1] * 4 + [0], [0] * 5
-    once, thrice = (
-        next(
-            s
-            for s in conclusions([_scored(r, x, seed) for r, x in ((lora, a), (full, b)) for seed in range(n)])
-            if "p =" in s
-        )
-        for n in (1, 3)
-    )
-    assert once.split("p = ")[1] == thrice.split("p = ")[1]
+def test_forgetting_is_the_rise_of_a_loss_with_its_interval(runs):
+    base, lora = runs.base.record, runs.lora.record
+    texts = [[4.0, 2], [9.0, 3]]
+    before = replace(base, evaluation=base.evaluation | {"general": {"loss": 2.6, "losses": texts}})
+    after = [
+        replace(lora, evaluation=lora.evaluation | {"general": {"loss": loss, "losses": [[6.0, 2], [12.0, 3]]}})
+        for loss in (3.6, 3.4, 3.5)
+    ]
+    assert comparison.rise(after[:1], before, "general") == pytest.approx(
+        (1.0, 0.0)
+    )  # each text rose by one nat a token
+    assert comparison.rise(after, before, "general") == pytest.approx((0.9, 4.303 * 0.1 / 3**0.5), rel=1e-3)
+
+
+def test_prompts_and_training_are_compared_on_the_same_questions(runs):
+    base, lora = runs.base.record, runs.lora.record
+    prompts = {"instructed": {"right": [0, 1], "prompt": []}, "guess": 0.125}
+    scored = [replace(_scored(base, [0, 0, 1, 1])), _scored(lora, [1, 1, 0, 0])]
+    scored[0].evaluation = scored[0].evaluation | {"baselines": prompts}
+    shown = comparison.against_prompts(scored)["right, %"]
+    assert shown["random guess"] == "12" and shown["untouched model, instructed"] == "50"
+    assert shown["untouched model, the question alone"] == "0" and shown["trained: lora"] == "100"
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):
