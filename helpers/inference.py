@@ -30,17 +30,19 @@ def generate(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        out = model.generate(**inputs, **_greedy(tokenizer, max_new_tokens))
+        out = model.generate(**inputs, **_greedy(model, tokenizer, max_new_tokens))
     model.train(was_training)
     answers = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in answers]
 
 
-def _greedy(tokenizer, max_new_tokens: int) -> dict:
+def _greedy(model, tokenizer, max_new_tokens: int) -> dict:
     """Options of ``model.generate``: always the likeliest token, until a token that ends the turn or the limit."""
     switched_off = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     stops = sorted(end_tokens(tokenizer) | {tokenizer.eos_token_id} - {None})
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": stops}
+    if getattr(model.config.get_text_config(), "output_router_logits", False):  # of a mixture: for training alone
+        ends["output_router_logits"] = False
     return {"max_new_tokens": max_new_tokens, "use_cache": True} | switched_off | ends
 
 
@@ -54,7 +56,7 @@ def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64)
     def work() -> None:
         try:
             with torch.inference_mode():
-                model.generate(**inputs, streamer=streamer, **_greedy(tokenizer, max_new_tokens))
+                model.generate(**inputs, streamer=streamer, **_greedy(model, tokenizer, max_new_tokens))
         except BaseException as error:
             failures.append(error)
             streamer.end()
