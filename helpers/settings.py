@@ -34,12 +34,12 @@ class Settings:
     model: str  # "tiny", "smollm2-135m", a hub id or a folder
     revision: str | None  # 40 hexadecimal digits for a hub model, None for what is made or packaged here
     # the data
-    data: str  # "bundled" questions, the bundled "conversations", a hub id, or a file of yours
+    data: str  # "bundled" (scored questions and conversations), the "conversations" alone, a hub id, or a file of yours
     data_revision: str | None
     train_rows: int
     validation_rows: int
     test_rows: int
-    harder_rows: int  # bundled data only: the family whose phrasing is held out
+    harder_rows: int  # bundled data only: questions with larger numbers than any in training
     max_length: int
     # the adapter (ignored by `full`)
     rank: int

@@ -25,6 +25,23 @@ class TrainingError(RuntimeError):
     """Training that cannot start or had to stop; the message says at which step and why."""
 
 
+class Stopped(KeyboardInterrupt):
+    """You stopped a training; says after which step, what is kept, and how to go on.
+
+    Args:
+        step, steps: how many optimizer steps were done, and how many there are.
+        newest: the step of the newest checkpoint, None without any.
+    """
+
+    def __init__(self, step: int, steps: int, newest: int | None):
+        kept = "no checkpoint was written yet, so run this cell again to start from the first step"
+        if newest:
+            kept = f"the checkpoint of step {newest} is kept, so run this cell again to continue from there"
+        super().__init__(
+            f"you stopped the training after step {step} of {steps}: {kept}. Earlier results are unchanged"
+        )
+
+
 def split(plan: Plan) -> str:
     """The predicted memory by part, in GB, as one clause."""
     parts = {name: size for name, size in plan.predicted.to_dict().items() if size > 0.05 * GB or name == "total"}
