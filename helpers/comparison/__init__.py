@@ -3,7 +3,7 @@
 Works from records alone: nothing here trains, loads a model or imports torch.
 """
 
-from helpers.comparison.findings import baselines, by_family, conclusions, gain_and_forgetting, verdicts
+from helpers.comparison.findings import baselines, by_family, conclusions, gain_and_forgetting, side_by_side, verdicts
 from helpers.comparison.statistics import bootstrap, over_seeds, paired, wilson
 from helpers.comparison.tables import NotComparable, accuracy, accuracy_interval, by_method, comparability, table
 from helpers.records import load_table
@@ -12,5 +12,5 @@ PUBLISHED = tuple(load_table("published")["rows"])  # as printed there, with wha
 
 __all__ = [
     "PUBLISHED", "NotComparable", "accuracy", "accuracy_interval", "baselines", "bootstrap", "by_family", "by_method",
-    "comparability", "conclusions", "gain_and_forgetting", "over_seeds", "paired", "table", "verdicts", "wilson",
+    "comparability", "conclusions", "gain_and_forgetting", "over_seeds", "paired", "side_by_side", "table", "verdicts", "wilson",
 ]  # fmt: skip

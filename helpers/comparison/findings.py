@@ -49,6 +49,15 @@ def baselines(records: list[RunRecord]) -> pandas.DataFrame:
     return pandas.DataFrame([_share(number, asked, way=way) for way, number in right.items()])
 
 
+def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
+    """What each method replied to the same held-out conversations, or to test questions where there are none."""
+    part = [(r.evaluation.get("prose") or r.evaluation)["replies"] for r in records]
+    columns = {name: [entry[name] for entry in part[0]] for name in ("question", "reference")}
+    return pandas.DataFrame(
+        columns | {r.method: [e["reply"] for e in replies] for r, replies in zip(records, part, strict=True)}
+    )
+
+
 def verdicts(
     records: list[RunRecord], first: str = "lora", second: str = "full", part: str = "exact_match"
 ) -> pandas.DataFrame:
