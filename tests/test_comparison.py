@@ -1,5 +1,6 @@
 """Statistics against known values, refusals, and sentences that follow the numbers."""
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,61 +68,91 @@ def _scored(record, right: list[int], seed: int = 0):
     return replace(record, seed=seed, evaluation=record.evaluation | {"exact_match": right})
 
 
-def _seeds(record, shares):
-    """Runs of one method, one a seed, with these shares of 20 questions right."""
-    return [_scored(record, [1] * right + [0] * (20 - right), seed) for seed, right in enumerate(shares)]
+def _seeds(runs, lora: list[list[int]], full: list[list[int]]) -> list:
+    pairs = [(runs.lora.record, lora), (runs.full.record, full)]
+    return [_scored(record, right, seed) for record, each in pairs for seed, right in enumerate(each)]
 
 
-def test_a_claim_about_accuracy_needs_three_seeds_that_agree(runs):
-    lora, full = runs.lora.record, runs.full.record
-
-    def accuracy_of(first, second):
-        said = conclusions([*_seeds(lora, first), *_seeds(full, second)])
-        return next(sentence for sentence in said if sentence.startswith("Accuracy: "))
-
-    assert "full is better" in accuracy_of([5, 6, 5], [18, 19, 18])
-    assert "lora is better" in accuracy_of([18, 19, 18], [5, 6, 5])
-    assert "no difference shown" in accuracy_of([18, 2, 12], [5, 18, 12])  # a verdict that flips with the seed
-    assert "no claim about the methods from 1 seed" in accuracy_of([18], [2])
-    assert "no claim about the methods from 2 seeds" in accuracy_of([18, 18], [2, 2])
-    whole = replace(full, training=full.training | {"trainable": 1600 * lora.training["trainable"]})
-    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([lora, whole])
+def _verdict(records) -> str:
+    return next(s for s in conclusions(records) if s.startswith("Accuracy:"))
 
 
-def test_an_interval_over_seeds_is_students():
-    assert comparison.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-3)
-    assert comparison.interval([1.0, 2.0]) == pytest.approx((1.5, 12.706 * 0.5), rel=1e-3)
-    centre, half = comparison.interval([4.0])
-    assert centre == 4.0 and half != half  # one measurement says nothing about its spread
+def test_conclusions_follow_the_numbers_over_three_seeds(runs):
+    low, high = [[1] * n + [0] * (20 - n) for n in (5, 6, 4)], [[1] * n + [0] * (20 - n) for n in (18, 17, 18)]
+    assert "full is better" in _verdict(_seeds(runs, low, high))
+    assert "lora is better" in _verdict(_seeds(runs, high, low))
+    assert "no difference shown" in _verdict(_seeds(runs, low, low))
+    full = runs.full.record
+    whole = replace(full, training=full.training | {"trainable": 1600 * runs.lora.record.training["trainable"]})
+    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([runs.lora.record, whole])
 
 
-def test_forgetting_is_the_rise_of_a_loss_with_its_interval(runs):
-    base, lora = runs.base.record, runs.lora.record
-    texts = [[4.0, 2], [9.0, 3]]
-    before = replace(base, evaluation=base.evaluation | {"general": {"loss": 2.6, "losses": texts}})
-    after = [
-        replace(lora, evaluation=lora.evaluation | {"general": {"loss": loss, "losses": [[6.0, 2], [12.0, 3]]}})
-        for loss in (3.6, 3.4, 3.5)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_never_give_a_verdict_on_methods(runs, seeds):
+    said = _verdict(_seeds(runs, [[1] * 20] * seeds, [[0] * 20] * seeds))
+    assert "better" not in said and f"with {seeds} seed" in said and "three seeds or more" in said
+
+
+def test_seeds_that_turn_the_verdict_round_show_no_difference(runs):
+    much, little = [1] * 18 + [0] * 2, [1] * 4 + [0] * 16
+    records = _seeds(runs, [much, little, much], [little, much, little])
+    found = comparison.verdicts(records)
+    assert list(found["this seed says"]) == ["lora is better", "full is better", "lora is better"]
+    assert (found["p"] < 0.001).all() and "no difference shown" in _verdict(records)
+
+
+def test_an_interval_over_seeds_is_students(runs):
+    assert comparison.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.4843, 2 + 2.4843), abs=1e-4)
+    assert comparison.over_seeds([0.5])[1:] == (-float("inf"), float("inf"))
+
+
+def test_the_bootstrap_covers_a_known_change_and_narrows_with_items():
+    rng = random.Random(1)
+    widths = []
+    for n in (25, 400):
+        before = [(rng.gauss(20, 2), 10) for _ in range(n)]
+        after = [[(loss + 10 * rng.gauss(0.3, 0.2), 10) for loss, _ in before] for _ in range(3)]
+        mean, low, high = comparison.bootstrap(before, after)
+        assert low < 0.3 < high and low < mean < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    assert comparison.bootstrap([(4, 2), (8, 2)], [[(6, 2), (10, 2)]]) == pytest.approx((1, 1, 1))
+
+
+def test_gain_stands_beside_forgetting_for_every_rank_and_rate(runs):
+    base, lora, full = (run.record for run in (runs.base, runs.lora, runs.full))
+    other = replace(lora, settings=lora.settings | {"rank": 2})
+    points = comparison.gain_and_forgetting([base, lora, replace(lora, seed=1), other, full], "loss")
+    assert list(points["seeds"]) == [2, 1, 1] and list(points["method"]) == ["lora", "lora", "full"]
+    assert points["gain"][2] == pytest.approx(full.evaluation["loss"] - base.evaluation["loss"], abs=1e-4)
+    change = full.evaluation["general"]["loss"] - base.evaluation["general"]["loss"]
+    assert points["forgetting_low"][2] < change < points["forgetting_high"][2]
+    without = replace(base, evaluation={k: v for k, v in base.evaluation.items() if k != "general"})
+    with pytest.raises(NotComparable, match="no record of the untouched base"):
+        comparison.gain_and_forgetting([without, lora])
+
+
+def test_families_and_baselines_count_what_the_records_hold(runs):
+    records = [run.record for run in (runs.base, runs.lora, runs.full)]
+    families = comparison.by_family(records)
+    assert families.groupby("method")["questions"].sum().to_dict() == dict.fromkeys(("base", "lora", "full"), 20)
+    ways = comparison.baselines(records).set_index("way")
+    assert list(ways.index) == [
+        "random guess",
+        "base, asked as trained",
+        "base, instructed",
+        "base, six examples",
+        "base, three of the family",
+        "lora",
+        "full",
     ]
-    assert comparison.rise(after[:1], before, "general") == pytest.approx(
-        (1.0, 0.0)
-    )  # each text rose by one nat a token
-    assert comparison.rise(after, before, "general") == pytest.approx((0.9, 4.303 * 0.1 / 3**0.5), rel=1e-3)
-
-
-def test_prompts_and_training_are_compared_on_the_same_questions(runs):
-    base, lora = runs.base.record, runs.lora.record
-    prompts = {"instructed": {"right": [0, 1], "prompt": []}, "guess": 0.125}
-    scored = [replace(_scored(base, [0, 0, 1, 1])), _scored(lora, [1, 1, 0, 0])]
-    scored[0].evaluation = scored[0].evaluation | {"baselines": prompts}
-    shown = comparison.against_prompts(scored)["right, %"]
-    assert shown["random guess"] == "12" and shown["untouched model, instructed"] == "50"
-    assert shown["untouched model, the question alone"] == "0" and shown["trained: lora"] == "100"
+    assert (ways["low"] <= ways["right"] / ways["questions"]).all() and comparison.baselines(records[1:]).empty
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):
     records = [runs.base.record, runs.lora.record, runs.full.record]
     assert list(comparison.table(records)) == ["base", "lora", "full"]
+    assert {"prose loss", "general loss", "unrelated loss"} <= set(comparison.table(records).index)
     unscored = [replace(r, evaluation=r.evaluation | {"exact_match": None, "harder": None}) for r in records]
     assert "exact match" not in comparison.table(unscored).index
 
