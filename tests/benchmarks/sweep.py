@@ -49,7 +49,7 @@ def name_of(run: dict) -> str:
 def begin(devices: list[str], threads: int) -> None:
     """Give this worker one device and its share of the cores, before torch is imported."""
     number = multiprocessing.current_process()._identity[0] - 1
-    os.environ |= {"OMP_NUM_THREADS": str(threads)}
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
