@@ -171,6 +171,15 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
     return pandas.DataFrame(columns).fillna("")
 
 
+def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
+    """What each method replied to the same held-out conversations, or to test questions where there are none."""
+    part = [(r.evaluation.get("prose") or r.evaluation)["replies"] for r in records]
+    columns = {name: [entry[name] for entry in part[0]] for name in ("question", "reference")}
+    return pandas.DataFrame(
+        columns | {r.method: [e["reply"] for e in replies] for r, replies in zip(records, part, strict=True)}
+    )
+
+
 def conclusions(records: list[RunRecord], first: str = "lora", second: str = "full", level: float = 0.05) -> list[str]:
     """Sentences on two methods, computed from their records; "no difference shown" where the test shows none."""
     groups = by_method(records)

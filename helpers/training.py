@@ -29,7 +29,7 @@ from helpers.engine.paths import compared
 from helpers.engine.preflight import Stopped, TrainingError
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
 from helpers.engine.updates import weight_updates
-from helpers.evaluation import evaluate, held_out_loss
+from helpers.evaluation import baselines, evaluate, held_out_loss
 from helpers.memory import free_memory
 from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import IGNORED, Settings
@@ -309,4 +309,5 @@ def measure_base(settings: Settings, data: Data) -> Trained:
     guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
     _describe_input(record, settings, base, chosen, data)
     record.evaluation = evaluate(model, tokenizer, data, settings)
+    record.evaluation["baselines"] = baselines(model, tokenizer, data, settings) if data.source == "bundled" else None
     return Trained(model, tokenizer, record, settings.series_folder / f"base-s{settings.seed}")
