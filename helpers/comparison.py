@@ -9,7 +9,7 @@ import math
 from statistics import mean, stdev
 
 from helpers.memory import GB
-from helpers.records import RunRecord
+from helpers.records import REFERENCE_NOTE, RunRecord
 
 import pandas
 
@@ -147,7 +147,7 @@ def _spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
 
 
 def table(records: list[RunRecord]) -> pandas.DataFrame:
-    """One column a method: what was trained, memory, time, losses, score. Means over seeds, ± one standard deviation."""
+    """One column for each method: what was trained, memory, time, losses, score. Means over seeds, ± one standard deviation."""
     columns = {}
     for method, runs in by_method(records).items():
         column: dict[str, str] = {"seed": ", ".join(str(r.seed) for r in runs)}
@@ -167,7 +167,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
                 low, high = accuracy_interval(runs, part)
                 column[name] = f"{counts[0]}/{counts[1]} = {100 * counts[0] / counts[1]:.0f} %"
                 column[f"{name}, 95 %"] = f"{100 * low:.0f} to {100 * high:.0f} %"
-        columns[method] = column
+        columns[method + " (reference)" * (runs[0].note or "").startswith(REFERENCE_NOTE)] = column
     return pandas.DataFrame(columns).fillna("")
 
 

@@ -48,7 +48,8 @@ def clean_tree(home):
         [*GIT, "archive", "--format=tar", "HEAD", *parts], stdout=subprocess.PIPE, check=True
     ).stdout
     subprocess.run(["tar", "-x", "-C", part], input=committed, check=True)
-    (part / "my_data").mkdir()
+    for own in ("my_data", "runs"):
+        (part / own).mkdir()
     part.rename(home)
 
 
