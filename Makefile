@@ -192,9 +192,7 @@ hub: $(TOOLS) $(PROXY)  ## a JupyterHub for a room: one seat a person; see docs/
 hub-check: $(TOOLS) $(PROXY)  ## start that JupyterHub with two users and look at their seats
 	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest tests/workshop/check_*.py $(call arguments,$(TEST_ARGS))
 
-busy = import sys; from pathlib import Path; from helpers.headless import in_use; held = in_use(Path("runs")); \
-  sys.exit(f"error: a run is using {held[0]}: wait for its end or stop it, then clean" if held else 0)
 clean:  ## remove results and caches; keeps the environment and the models
-	@test ! -e $(READY) || $(PY) -c '$(busy)'
+	@test ! -e $(READY) || $(PY) -m helpers.headless --in-use=runs
 	rm -rf runs site .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -158,7 +158,7 @@ def varlen_probe(device: str) -> str | None:
 
 
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
-    """How to use the device: precision, attention, kernels, frozen weights, compiling and checkpointing, with reasons.
+    """How to use the device: precision, attention, kernels, products, compiling and checkpointing, with reasons.
 
     Args:
         settings: a value other than None is your choice and is kept.
@@ -183,7 +183,7 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
         if settings.compile or not find_spec("liger_kernel"):
             why = "each layer is compiled" if settings.compile else "the package liger-kernel is not installed"
             chosen["kernels"] = ("torch", why)
-    chosen["frozen"] = ("plain", "products with frozen weights are as exact as all others")
+    chosen["products"] = ("plain", "matrix products run in the precision of the weights")
     chosen["compile"] = (False, "compiling takes longer than a short run can win back")
     chosen["loss"] = ("fast", "of the supervised tokens alone, where that equals the model's own loss")
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from typing import get_type_hints
 
 VERSION = 1
 FILE_NAME = "record.json"
-CHECKPOINTS = "checkpoints"  # of an unfinished training, beside its record to be
+CHECKPOINTS = "checkpoints"  # the folder of an unfinished training's checkpoints
+CHECKPOINT = "checkpoint-[1-9][0-9]{0,8}"  # the name of each, with its step
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
@@ -73,7 +75,11 @@ class RunRecord:
         self.status, self.finished = "ok", self.finished or now()
         path = Path(folder) / FILE_NAME
         write_atomically(path, json.dumps(_finite(asdict(self)), indent=1))
-        shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
+        for checkpoint in Path(folder, CHECKPOINTS).glob("checkpoint-*"):
+            if re.fullmatch(CHECKPOINT, checkpoint.name):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or holds something of yours
+            Path(folder, CHECKPOINTS).rmdir()
         return path
 
 

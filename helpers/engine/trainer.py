@@ -13,7 +13,7 @@ from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
-from helpers.engine.fp8 import frozen_in_fp8
+from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
@@ -210,7 +210,7 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = decoder_blocks(base) if plan.value("compile") else []
-    in_fp8 = frozen_in_fp8(base) if plan.value("frozen") == "fp8" else contextlib.nullcontext()
+    in_fp8 = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)

@@ -116,8 +116,23 @@ def figure_to_html(figure) -> str:
     return f'<img alt="{escape(describe(figure))}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
 
 
+STOPPED = (
+    "you stopped this cell. What earlier cells made is still there: run this cell again, or go on with the next one"
+)
+
+
+def show_error(shell, kind: type[BaseException], error: BaseException, trace, tb_offset=None) -> None:
+    """Show an error of these helpers, and the stop button, as one sentence; all others as IPython does."""
+    if issubclass(kind, KeyboardInterrupt) or kind.__module__.partition(".")[0] == "helpers":
+        name, said = (
+            ("Stopped", str(error) or STOPPED) if issubclass(kind, KeyboardInterrupt) else (kind.__name__, error)
+        )
+        error._render_traceback_ = lambda: [f"{name}: {said}"]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
 def switch_on() -> None:
-    """Show tables and figures so in the notebook that this kernel runs."""
+    """Show tables, figures and errors so in the notebook that this kernel runs."""
     from IPython import get_ipython
 
     def describe_figures(*_) -> None:  # pyplot, when it loads, would drop a formatter that is set for the class
@@ -125,6 +140,7 @@ def switch_on() -> None:
             sys.modules["matplotlib.figure"].Figure._repr_html_ = figure_to_html
 
     if shell := get_ipython():
+        shell.set_custom_exc((Exception, KeyboardInterrupt), show_error)
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
             formatter.for_type_by_name(module, name, table_to_html)
