@@ -159,8 +159,7 @@ def triton() -> dict:
         return {"skipped": "a GPU is needed"}
     if util.find_spec("triton") is None:
         return {"skipped": "the package triton is not installed"}
-    from helpers.doctor.triton_product import product
-
+    product = import_module("helpers.doctor.triton_product").product  # it cannot be imported without Triton
     a, b = (torch.randn(64, 64, device=_device()).bfloat16() for _ in range(2))
     return {"error": _error(product(a, b), a @ b)}
 
