@@ -139,7 +139,9 @@ def speed() -> dict:
     """TFLOP/s of a matrix product in fp32 and bf16, and GB/s of a copy (bytes read and bytes written)."""
 
     def fastest(statement: str, **names) -> float:  # in seconds; the first runs choose and load a kernel
-        timer = Timer(statement, globals=names, num_threads=torch.get_num_threads())  # as in training; its default is one
+        timer = Timer(
+            statement, globals=names, num_threads=torch.get_num_threads()
+        )  # as in training; its default is one
         return min(timer.blocked_autorange(min_run_time=0.7).times)
 
     result = {"n": 8192 if GPU else 1536}
