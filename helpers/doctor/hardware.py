@@ -1,178 +1,168 @@
-"""Findings about the GPU itself: which one, torch's build and kernels for it, versions, memory, partitions, sensors."""
+"""Findings about the GPU: which one, what stands between it and torch, versions, memory, partitions, sensors."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from helpers.doctor.cards import Card
-from helpers.doctor.finding import Finding, gb, ok, problem, warning
+from helpers.doctor.cards import KNOWN, Card
+from helpers.doctor.finding import Finding, gb, say
 from helpers.doctor.machine import VISIBLE, Machine
 
-ROCM_DOCS = "https://rocm.docs.amd.com/"
-INSTALL = ROCM_DOCS + "en/latest/install/rocm.html"
-DRIVERS = ROCM_DOCS + "projects/install-on-linux/en/latest/reference/user-kernel-space-compat-matrix.html"
-UNIFIED = ROCM_DOCS + "en/latest/reference/system-optimization/rdna3-5.html"
-WHEELS = "https://docs.pytorch.org/get-started/locally/"
-ISSUES = "https://github.com/ROCm/legacy-rocm-build/issues/"
-NO_KERNELS = "https://github.com/pytorch/pytorch/issues/164346"
-FREE_MEMORY = "https://github.com/ggml-org/llama.cpp/issues/24906"
 
-REBUILD = "Remove .venv and run `make setup`: it takes torch for ROCm where it finds /opt/rocm or /dev/kfd."
-# Architectures in the wheels of PyTorch for ROCm (2.13, ROCm 7.1 and 7.2)
-IN_WHEELS = {
-    "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1103",
-    "gfx1150", "gfx1151", "gfx1200", "gfx1201",
-}  # fmt: skip
-# Graphics inside a processor, which computes in main memory
-INTEGRATED = {
-    "gfx902", "gfx90c", "gfx1033", "gfx1035", "gfx1036", "gfx1037", "gfx1103", "gfx1150", "gfx1151", "gfx1152",
-}  # fmt: skip
-
-
-def called(card: Card) -> str:
+def describe(card: Card) -> str:
     """A card in words: "AMD Instinct MI300X (gfx942, 206 GB)"."""
     details = ", ".join(x for x in (card.gfx, gb(card.total)) if x)
     return (card.name or "a GPU of unknown name") + (f" ({details})" if details else "")
 
 
-def _several(cards: list[Card]) -> str:
-    words = [called(c) for c in cards]
-    return ", ".join(f"{words.count(w)} x {w}" if words.count(w) > 1 else w for w in dict.fromkeys(words))
-
-
 def product(machine: Machine) -> Iterator[Finding]:
-    """The GPU, and whether torch can see it"""
-    torch, cards = machine.torch, machine.cards
-    build = f"torch {torch.get('version', '(version unknown)')}"
-    usable = [c for c in cards if c.gfx is None or c.gfx in IN_WHEELS]
+    """GPU: which one, and whether torch can see it"""
+    torch, hip, cards = machine.torch, machine.torch.get("hip"), machine.cards
+    words = [describe(c) for c in machine.devices]
+    several = ", ".join(f"{words.count(w)} x {w}" if words.count(w) > 1 else w for w in dict.fromkeys(words))
     if "failed" in machine.probes.get("torch_sees", {}):
-        reason = machine.probes["torch_sees"]["failed"]
-        yield problem(f"torch could not be asked: {reason}.", "Run `make setup`, or remove .venv and run it again.")
+        case = "torch_failed"
     elif torch["devices"]:
-        here = machine.devices
-        yield ok(
-            f"{called(here[0])}: {build} sees it as cuda:0" + (f", and {len(here) - 1} more." * (len(here) > 1) or ".")
-        )
+        case = "seen"
     elif machine.amd.cards or machine.says("sys/class/kfd/kfd/topology/generation_id"):
-        seen = _several(cards) or "an AMD GPU"
-        if cards and not usable:
-            yield ok(
-                f"The only GPU is {seen}, for which PyTorch has no kernels: the series runs on the CPU.", source=WHEELS
-            )
-        elif not torch.get("hip"):
-            yield problem(
-                f"This machine has {seen}, but {build} is not a build for ROCm and cannot see it.", REBUILD, WHEELS
-            )
-        else:
-            yield problem(
-                f"This machine has {seen}, but {build}, a build for ROCm, sees no GPU.",
-                "See the findings on device files and visible devices below; if they are ok, restart after installing "
-                "the driver, and look for errors with `sudo dmesg | grep amdgpu`.", INSTALL,
-            )  # fmt: skip
+        case = "unseen_by_rocm" if hip else "torch_without_rocm"
+        if cards and all(c.gfx and c.gfx not in KNOWN["in_wheels"] for c in cards):
+            case = "no_wheel"
     elif cards:
-        yield problem(
-            f"This machine has {_several(cards)}, but {build} sees no GPU.",
-            f"Check {VISIBLE[2]}; if it is not set, remove .venv and run `make setup` for a build of torch with CUDA.",
-            WHEELS,
-        )  # fmt: skip
-    elif torch.get("hip"):
-        yield problem(f"{build} is a build for ROCm, but no AMD GPU was found.", "Install the driver, or on a machine "
-                      "without an AMD GPU remove .venv and run `make setup`.", INSTALL)  # fmt: skip
+        case = "unseen_by_cuda"
+    elif machine.wsl and (hip or machine.rocm):
+        case = "wsl_unseen" if hip else "wsl_without_rocm"
     else:
-        yield ok("No GPU here: the series runs on the CPU, with the profile `small`.")
+        case = "rocm_without_gpu" if hip else "none"
+    facts = {"build": f"torch {torch.get('version', '(version unknown)')}", "cards": several or "an AMD GPU"}
+    yield say(f"gpu.{case}", reason=machine.probes.get("torch_sees", {}).get("failed"), **facts)
+
+
+def open_error(path: Path) -> str | None:
+    """Why a device file cannot be opened for reading and writing, None if it can."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def device_files(machine: Machine) -> Iterator[Finding]:
+    """Device files: those of ROCm and their permissions"""
+    if not machine.amd.cards and not machine.torch.get("hip"):
+        return
+    kfd = machine.root / "dev/kfd"
+    renders = sorted((machine.root / "dev/dri").glob("renderD*"), key=lambda p: p.name)
+    if machine.wsl:
+        yield say("device_files.wsl")
+    elif not kfd.exists() or not renders:
+        absent = "/dev/kfd" if not kfd.exists() else "/dev/dri/renderD*"
+        yield say(f"device_files.absent_{machine.place}", absent=absent)
+    elif closed := next((path for path in (kfd, *renders) if open_error(path)), None):
+        facts = {"path": f"/{closed.relative_to(machine.root)}", "error": open_error(closed)}
+        yield say(f"device_files.closed_{machine.place}", number=closed.stat().st_gid, **facts)
+    else:
+        names = [path.name for path in renders]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield say("device_files.open", names=", ".join(names[:3]) + more)
+
+
+def visible_devices(machine: Machine) -> Iterator[Finding]:
+    """Visible devices: what variables leave of them"""
+    values = {name: machine.environment[name] for name in VISIBLE if name in machine.environment}
+    variables = " and ".join(f"{name}={value!r}" for name, value in values.items())
+    count, cards = len(machine.torch["devices"]), machine.cards
+    hiding = [name for name, value in values.items() if value.strip() in ("", "-1")]
+    small = [c for c in cards if c.gfx in KNOWN["integrated"]]
+    large = [c for c in cards if c.gfx not in KNOWN["integrated"]]
+    if not cards and not count:
+        return
+    if cards and not count and hiding:
+        yield say("visible.none", variables=variables, names=" ".join(hiding))
+        return
+    if "ROCR_VISIBLE_DEVICES" in values and len(values) > 1:
+        yield say("visible.twice", variables=variables)
+    if len(machine.devices) > 1 and small and large and "ROCR_VISIBLE_DEVICES" not in values:
+        yield say("visible.processor_graphics", card=describe(small[0]), large=large[0].index)
+    elif count > 1:
+        yield say("visible.several", count=count, maker="ROCR" if machine.torch.get("hip") else "CUDA")
+    else:
+        state = "One device is visible" if count else "No variable hides a GPU"
+        yield say("visible.one", state=state + (f" ({variables})" if variables else ""))
 
 
 def kernels(machine: Machine) -> Iterator[Finding]:
-    """Kernels of torch for this architecture"""
-    override = machine.environment.get("HSA_OVERRIDE_GFX_VERSION")
+    """Kernels: those of torch for this architecture"""
+    built, override = machine.torch.get("built_for") or [], machine.environment.get("HSA_OVERRIDE_GFX_VERSION")
     if not machine.torch.get("hip") or not machine.devices:
         return
-    gfx, built = machine.devices[0].gfx, machine.torch.get("built_for") or []
-    if override:
-        yield warning(f"HSA_OVERRIDE_GFX_VERSION={override} makes ROCm take the GPU for another one, which can hang or "
-                      "give wrong numbers.", "Unset it if this torch has kernels for the GPU itself.",
-                      ISSUES + "4557")  # fmt: skip
-    elif gfx and built and gfx not in built:
-        yield problem(f"This torch has no kernels for {gfx}; it was built for {', '.join(built)}.", "Set ROCM_INDEX to a "
-                      "newer ROCm in `make setup`, or hide this GPU with ROCR_VISIBLE_DEVICES.", NO_KERNELS)  # fmt: skip
-    elif gfx and built:
-        yield ok(f"torch was built for {gfx} among others.")
+    if override or (built and machine.devices[0].gfx):
+        case = "override" if override else "built" if machine.gfx in built else "not_built"
+        yield say(f"kernels.{case}", override=override, gfx=machine.gfx, built=", ".join(built))
 
 
 def versions(machine: Machine) -> Iterator[Finding]:
-    """Versions of ROCm and of the driver"""
+    """Versions: of ROCm and of the driver"""
     if not machine.amd.cards and not machine.torch.get("hip"):
         return
-    driver = next((c.driver for c in machine.amd.cards if c.driver), None)
+    driver = next((c.driver for c in machine.amd.cards if c.driver), "version unknown")
     hip = ".".join((machine.torch.get("hip") or "").split(".")[:2])
-    parts = [f"driver {driver}" if driver else "driver version not told"]
-    parts.append(f"ROCm {machine.rocm} installed" if machine.rocm else "no ROCm in /opt/rocm (torch brings its own)")
-    parts += [f"torch built for ROCm {hip}"] if hip else []
-    sentence = "; ".join(parts) + "."
-    if hip and machine.rocm and hip.split(".")[0] != machine.rocm.split(".")[0]:
-        yield warning(sentence, "AMD tests a driver with the two releases before and after its own: install the driver "
-                      "of a ROCm close to that of torch, or take torch for the ROCm installed.", DRIVERS)  # fmt: skip
-    else:
-        yield ok(sentence, source=DRIVERS)
+    installed = f"ROCm {machine.rocm} installed" if machine.rocm else "no ROCm in /opt/rocm (torch brings its own)"
+    parts = [f"driver {driver}", installed] + ([f"torch built for ROCm {hip}"] if hip else [])
+    far = hip and machine.rocm and hip.split(".")[0] != machine.rocm.split(".")[0]
+    yield say("versions.far" if far else "versions.near", versions="; ".join(parts))
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
-    """Memory of the GPU, and who holds it"""
+    """GPU memory: what is free, and who holds the rest"""
     for index, card in enumerate(machine.devices[:8]):
-        seen = machine.torch["devices"][index] if machine.torch["devices"] else {}
-        free = seen.get("free", card.total - card.used if card.total and card.used is not None else None)
+        seen = machine.torch["devices"][index]["free"] if machine.torch["devices"] else None
+        left = card.total - card.used if card.total and card.used is not None else None
+        free = min((n for n in (seen, left) if n is not None), default=None)  # HIP does not count what a desktop holds
         if not card.total or free is None:
             continue
-        if free > card.total:
-            yield warning(f"GPU {index}: the driver reports more memory free ({gb(free)}) than there is ({gb(card.total)}).",
-                          "Plan with the smaller number.", ISSUES + "6004")  # fmt: skip
-            continue
-        if card.used is not None:
-            free = min(free, card.total - card.used)  # HIP does not count what a desktop holds
-        held = [
-            p for p in machine.amd.processes or [] if p.gpu in (None, index) and (p.memory or 0) > 0.02 * card.total
-        ]
-        owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held[:4])
-        sentence = f"GPU {index}: {gb(free)} of {gb(card.total)} free" + (f"; {owners}." if owners else ".")
-        if free < 0.8 * card.total and card.gfx not in INTEGRATED:
-            end = " ".join(str(p.pid) for p in held[:4])
-            yield warning(sentence, f"End what you do not need (`ps -fp {end.replace(' ', ',')}` shows it)." if end else "Look "
-                          "for other users and for notebooks that still run; a desktop holds some too.", FREE_MEMORY)  # fmt: skip
-        else:
-            yield ok(sentence)
+        held = [p for p in machine.amd.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
+        owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held)
+        case = "free"
+        if seen and seen > card.total:
+            case, free = "strange", seen
+        elif free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
+            case = "held" if held else "taken"
+        facts = {"index": index, "free": gb(free), "total": gb(card.total), "owners": owners and f"; {owners}"}
+        yield say(f"memory.{case}", pids=",".join(str(p.pid) for p in held), **facts)
 
 
 def parts(machine: Machine) -> Iterator[Finding]:
-    """Cards that appear as several devices, and memory that is shared"""
-    cards = machine.devices
-    split = next((c for c in cards if c.compute_partition not in (None, "SPX")), None)
-    if split:
-        yield warning(
-            f"The card is divided ({split.compute_partition}, {split.memory_partition}): each device is a part of it, and "
-            "tools may show the memory of the whole card for each part.",
-            "To train on the whole card, the administrator sets `amd-smi set --compute-partition SPX`.", ISSUES + "4750",
-        )  # fmt: skip
+    """Shared or divided: cards that appear as several devices, and memory that is shared"""
+    cards, seen = machine.devices, machine.torch["devices"]
+    if split := next((c for c in cards if c.compute_partition not in (None, "SPX")), None):
+        memory = split.memory_partition or "memory mode unknown"
+        yield say("parts.divided", compute=split.compute_partition, memory=memory)
     if any(re.search(r"MI250|MI200", c.name or "") for c in cards):
-        yield ok("An MI250 is two devices with 64 GiB each. A run uses one of them: half of the card.")
-    one = cards[0] if cards else None
-    if one and (one.gfx in INTEGRATED or any(d["integrated"] for d in machine.torch["devices"][:1])) and one.gtt_total:
-        yield ok(f"The GPU shares main memory: {gb(one.total)} are set aside for it, and it may use {gb(one.gtt_total)} more.",
-                 "For larger models raise the limit: kernel parameter ttm.pages_limit, in pages of 4 KiB.", UNIFIED)  # fmt: skip
+        yield say("parts.two_dies")
+    integrated = cards and (cards[0].gfx in KNOWN["integrated"] or (seen and seen[0]["integrated"]))
+    if integrated and cards[0].gtt_total:
+        yield say("parts.shared", total=gb(cards[0].total) or "an unknown amount", more=gb(cards[0].gtt_total))
 
 
 def tools(machine: Machine) -> Iterator[Finding]:
-    """Tools of the makers"""
-    for trouble in dict.fromkeys(machine.amd.troubles + machine.nvidia.troubles):
-        hangs = "no answer" in trouble
-        yield warning(
-            f"Could not be read: {trouble}.",
-            "A tool that hangs mostly means a GPU that hangs: `sudo dmesg | grep -i -e amdgpu -e nvrm`, then restart."
-            * hangs,
-            ISSUES + "5745" if hangs else "",
-        )
-    if machine.cards and not machine.amd.troubles + machine.nvidia.troubles:
-        hot = machine.devices[0]
-        state = ", ".join(x for x in (f"{hot.temperature:.0f} °C" if hot.temperature is not None else "",
-                                      f"{hot.power:.0f} W" if hot.power is not None else "") if x)  # fmt: skip
-        yield ok(f"GPU 0: {state}." if state else "Temperature and power are not told here.")
+    """Sensors: what amd-smi says, or why it cannot read the card, which torch or the kernel may still see"""
+    for trouble in dict.fromkeys(machine.amd.troubles):
+        no_driver = re.search(r"driver.not.(initiali[sz]ed|loaded)|amdgpu", trouble, re.IGNORECASE)
+        if "no answer" in trouble:
+            case = "hang"
+        elif no_driver and machine.wsl:
+            case = "wsl"
+        elif machine.torch["devices"] or machine.cards:
+            case = "not_needed"
+        else:
+            case = f"no_driver_{machine.place}" if no_driver else "silent"
+        yield say(f"tools.{case}", trouble=trouble)
+    if machine.devices and not machine.amd.troubles:
+        first = machine.devices[0]
+        values = ((first.temperature, "°C"), (first.power, "W"))
+        state = ", ".join(f"{value:.0f} {unit}" for value, unit in values if value is not None)
+        yield say("tools.read" if state else "tools.no_sensors", state=state)

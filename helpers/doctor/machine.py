@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from helpers.doctor import peaks, probes, smi, sysfs
-from helpers.doctor.cards import Card, Reading, architecture, merge
-from helpers.doctor.peaks import Peak
+from helpers.doctor import kernel, probes, tools
+from helpers.doctor.cards import KNOWN, Card, Reading, architecture, merge
 
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "HIP_FORCE_DEV_KERNARG", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
+
+
+class Peak(NamedTuple):
+    """``tflops`` of dense bf16 matrix products and ``bandwidth`` of the memory in GB/s, from the maker's page."""
+
+    tflops: float
+    bandwidth: float
+    source: str
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Machine:
 
     @property
     def cards(self) -> list[Card]:
+        """What the tools and the kernel know, whether torch can use it or not."""
         return self.amd.cards or self.nvidia.cards
 
     @property
@@ -43,32 +52,27 @@ class Machine:
         """What torch can use, with what the tools know of the same device; without torch, what the tools know."""
         seen = self.torch["devices"]
         by_bus = {card.bus: card for card in self.cards if card.bus}
+        in_order = self.cards if len(seen) == len(self.cards) else [Card(i) for i in range(len(seen))]
         found = []
         for index, device in enumerate(seen):
-            known = by_bus.get(device["bus"])
-            if known is None and len(seen) == len(self.cards):
-                known = self.cards[index]
-            known = known or Card(index)
-            found.append(
-                replace(
-                    known,
-                    index=index,
-                    name=known.name or device["name"],
-                    total=device["total"],
-                    gfx=architecture(device["gfx"]) or known.gfx,
-                )  # fmt: skip
-            )
+            known = by_bus.get(device["bus"], in_order[index])
+            facts = {name: getattr(known, name) or device.get(name) for name in ("name", "temperature", "power")}
+            facts |= {"total": device["total"], "gfx": architecture(device["gfx"]) or known.gfx}
+            found.append(replace(known, index=index, **facts))
         return found or self.cards
 
     @property
     def peak(self) -> Peak | None:
         """What the maker states for the device that torch uses; None for a CPU and what is not listed."""
         first = self.devices[0] if self.torch["devices"] else Card(0)
-        return peaks.peak(first.name, first.compute_partition)
+        if first.compute_partition not in (None, "SPX"):
+            return None  # nobody states the share of a part of a card
+        listed = KNOWN["peaks"].items()
+        return next((Peak(*states) for name, states in listed if re.search(name, first.name or "", re.I)), None)
 
     def says(self, path: str) -> str | None:
         """A small file of the system."""
-        return sysfs.text(self.root / path)
+        return kernel.text(self.root / path)
 
     @property
     def rocm(self) -> str | None:
@@ -76,68 +80,45 @@ class Machine:
         return (self.says("opt/rocm/.info/version") or "").split("-")[0] or None
 
     @property
-    def container(self) -> bool:
-        return any((self.root / name).exists() for name in (".dockerenv", "run/.containerenv"))
+    def place(self) -> str:
+        """Where a remedy has to be applied: "container" or "host"."""
+        marks = (self.root / ".dockerenv", self.root / "run/.containerenv")
+        return "container" if any(mark.exists() for mark in marks) else "host"
 
     @property
     def wsl(self) -> bool:
-        return "microsoft" in (self.says("proc/sys/kernel/osrelease") or "").lower()
+        """Whether this is Linux under Windows, with a GPU passed in."""
+        release = self.says("proc/sys/kernel/osrelease") or ""
+        return "microsoft" in release.lower() and (self.root / "dev/dxg").exists()
 
+    @property
+    def where(self) -> str:
+        """Where the trials ran, as a sentence begins."""
+        return "On the GPU" if self.torch["devices"] else "On the processor"
 
-def within(seconds: float, function: Callable, *arguments):
-    """The result of a function, given up after some seconds; its thread is left behind.
-
-    Raises:
-        TimeoutError: if it took too long; and whatever the function raises.
-    """
-    result: dict = {}
-
-    def call() -> None:
-        try:
-            result["value"] = function(*arguments)
-        except Exception as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not result:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
+    @property
+    def gfx(self) -> str:
+        """The architecture of the first device."""
+        return (self.devices[0].gfx if self.devices else None) or "this card"
 
 
 def read_amd(root: Path = Path("/"), seconds: float = 15) -> Reading:
-    """amd-smi, then rocm-smi for what is missing, then the kernel; what fails is noted and left out."""
-    reading = Reading()
-    for tool in smi.AMD_TOOLS:
-        if not reading.cards or any(None in (c.name, c.gfx, c.total, c.used) for c in reading.cards):
-            reading = merge(reading, smi.ask(tool, seconds))
+    """amd-smi, then the kernel for what is missing; what fails is noted and left out."""
+    reading = tools.ask_amd(seconds)
     try:
-        return merge(reading, within(seconds, sysfs.read, root))
+        return merge(reading, tools.within(seconds, kernel.read, root))
     except Exception as error:
         reading.troubles.append(f"/sys could not be read ({error})")
         return reading
 
 
-def look(
-    root: Path = Path("/"), environment: Mapping[str, str] | None = None, names: tuple[str, ...] = tuple(probes.PROBES),
-    seconds: float = 60,
-) -> Machine:  # fmt: skip
-    """Ask tools, kernel and torch at the same time.
-
-    Args:
-        root: the folder that stands for /.
-        names: the probes to run, by name.
-        seconds: for one probe.
-    """
-    environment = os.environ if environment is None else environment
-    heavy = [name for name in names if name == "packages"]  # imports everything: beside the others, on another core
-    light = [name for name in names if name not in heavy]
+def look(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
+    """Ask tools, kernel and torch at the same time; ``root`` stands for /."""
+    environment = dict(os.environ if environment is None else environment)
+    groups = (probes.NAMES[:-1], probes.NAMES[-1:])  # the last imports everything: beside the others, on another core
     with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(probes.ask, group, seconds, dict(environment)) for group in (light, heavy) if group]
-        amd, nvidia = pool.submit(read_amd, root), pool.submit(smi.nvidia)
+        jobs = [pool.submit(probes.ask, group, 60, environment) for group in groups]
+        amd, nvidia = pool.submit(read_amd, root), pool.submit(kernel.read_nvidia, root)
         answers = {name: result for job in jobs for name, result in job.result().items()}
-        kept = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
-        return Machine(root, kept, amd.result(), nvidia.result(), answers)
+        shown = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
+        return Machine(root, shown, amd.result(), nvidia.result(), answers)

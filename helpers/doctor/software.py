@@ -5,171 +5,145 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from helpers.doctor.finding import Finding, gb, ok, problem, warning
+from helpers.doctor.finding import TEXTS, Finding, gb, say
 from helpers.doctor.machine import Machine
 from helpers.settings import ROOT
 
 import psutil
 
-AOTRITON = "https://github.com/pytorch/pytorch/issues/116176"
-VARLEN = "https://github.com/pytorch/pytorch/pull/174105"
-BITSANDBYTES = "https://huggingface.co/docs/bitsandbytes/v0.50.2/en/installation"
-HIP_VARIABLES = "https://rocm.docs.amd.com/projects/HIP/en/latest/reference/env_variables.html"
-TRAINING = "https://rocm.docs.amd.com/en/docs-6.3.3/how-to/rocm-for-ai/training/prerequisite-system-validation.html"
+EXPERIMENTAL = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+
+
+def of_trial(name: str) -> Callable:
+    """Turns a judgement of a result into a check, which also handles a trial without one.
+
+    A trial that was skipped says why. One that failed is unusable, if the series can do without it; else a crash on a
+    GPU is a problem, and silence is unknown.
+    """
+
+    def decorate(judge: Callable[[Machine, dict], Finding]) -> Callable[[Machine], list[Finding]]:
+        def check(machine: Machine) -> list[Finding]:
+            result = machine.probes.get(name, {"failed": "it was not tried"})
+            gpu = machine.torch["devices"]
+            if "skipped" in result:
+                return [say(f"{name}.skipped", reason=result["skipped"])]
+            if "failed" not in result:
+                return [judge(machine, result)]
+            if name == "triton" and re.search(r"C compiler|Python\.h", result["failed"]):
+                return [say("triton.no_compiler", reason=result["failed"])]
+            crashed = "all.crashed" if gpu and re.search("ended with SIG|Error", result["failed"]) else "all.not_read"
+            case = f"{name}.unusable" if "unusable" in TEXTS[name] else crashed
+            return [say(case, reason=result["failed"], gfx=machine.gfx)]
+
+        check.__doc__ = judge.__doc__
+        return check
+
+    return decorate
 
 
 def computer(machine: Machine) -> Iterator[Finding]:
-    """The computer"""
+    """Computer: processor, memory, system"""
     cpu = re.search(r"^model name\s*: (.+)$", machine.says("proc/cpuinfo") or "", re.MULTILINE)
     name = re.sub(r"\((R|TM)\)|\s+CPU\b.*|\s+\d+-Core Processor.*", "", cpu[1]).strip() if cpu else platform.machine()
     main = psutil.virtual_memory()
-    kind = ", in a container" if machine.container else ", in WSL" if machine.wsl else ""
-    yield ok(f"{name}, {psutil.cpu_count()} threads, {gb(main.available)} of {gb(main.total)} main memory free, "
-             f"Python {platform.python_version()} on {platform.system()}{kind}.")  # fmt: skip
+    system = platform.system() + (
+        ", in a container" if machine.place == "container" else ", in WSL" if machine.wsl else ""
+    )
+    facts = {"free": gb(main.available), "total": gb(main.total), "python": platform.python_version()}
+    yield say("computer.is", name=name, threads=psutil.cpu_count(), system=system, **facts)
 
 
 def disk(machine: Machine) -> Iterator[Finding]:
-    """Disk"""
+    """Disk: free space"""
     free = shutil.disk_usage(ROOT).free
-    if free < 5e9:
-        yield warning(f"Only {gb(free)} of disk are free here.", "Make room: models and results take 2 GB with the profile "
-                      "`small`, and 60 GB with the profiles of 7 and 8 billion parameters.")  # fmt: skip
-    else:
-        yield ok(f"{gb(free)} free.")
+    yield say("disk.full" if free < 5e9 else "disk.free", free=gb(free))
 
 
-def packages(machine: Machine) -> Iterator[Finding]:
-    """Packages, each really imported"""
-    result = machine.probes.get("packages", {})
-    if "failed" in result:
-        yield warning(f"Could not be read: {result['failed']}.")
-        return
-    broken = {name: said for name, (_, said) in result.items() if said != "works"}
-    for name, said in broken.items():
-        yield problem(f"{name} cannot be imported ({said}).", "Run `make setup` again.")
-    if result and not broken:
-        yield ok(", ".join(f"{name} {version}" for name, (version, _) in result.items()) + ".")
+@of_trial("packages")
+def packages(machine: Machine, result: dict) -> Finding:
+    """Packages: each really imported"""
+    broken = " and ".join(f"{name} ({state})" for name, (_, state) in result.items() if state != "works")
+    names = broken or ", ".join(f"{name} {version}" for name, (version, _) in result.items())
+    return say("packages.broken" if broken else "packages.work", names=names)
 
 
-def _where(machine: Machine) -> str:
-    return "On the GPU" if machine.torch["devices"] else "On the processor"
+@of_trial("bf16")
+def bf16(machine: Machine, result: dict) -> Finding:
+    """bf16: arithmetic"""
+    wrong = result["error"] > 0.02
+    return say("bf16.wrong" if wrong else "bf16.right", where=machine.where, error=f"{min(result['error'], 10):.2%}")
 
 
-def _tried(machine: Machine, name: str) -> tuple[dict, Finding | None]:
-    """The result of a probe, and a finding if it has none: a crash on a GPU is a problem, silence is not known."""
-    result = machine.probes.get(name, {"failed": "it was not tried"})
-    if "failed" not in result:
-        return result, None
-    if machine.torch["devices"] and ("ended with SIG" in result["failed"] or "Error" in result["failed"]):
-        return result, problem(f"It failed: {result['failed']}.", "Look into docs/rocm.md for this message.", "")
-    return result, warning(f"Could not be read: {result['failed']}.")
+@of_trial("attention")
+def attention(machine: Machine, result: dict) -> Finding:
+    """Attention: fused (SDPA), forward and backward, and the kernels that really run"""
+    forms: dict[str, list[str]] = {}
+    for form, kernel in result.get("kernels", {}).items():
+        forms.setdefault(kernel, []).append(form)
+    kernels = ", ".join(f"{kernel} ({', '.join(names)})" for kernel, names in forms.items()) or "unknown"
+    facts = {"where": machine.where, "error": f"{max(result['error'], 1e-6):.1g}", "gfx": machine.gfx}
+    case = "right"
+    if result["error"] > 0.05:
+        case = "wrong" if result["error"] < 1e9 else "nan"
+    elif "math" in forms and machine.torch["devices"]:
+        tried = "math_still" if machine.environment.get(EXPERIMENTAL) == "1" else "math"
+        case = tried if machine.torch.get("hip") else "math_cuda"
+    return say(f"attention.{case}", kernels=kernels, forms=" and ".join(forms.get("math", [])), **facts)
 
 
-def bf16(machine: Machine) -> Iterator[Finding]:
-    """Arithmetic in bf16"""
-    result, failed = _tried(machine, "bf16")
-    if failed:
-        yield failed
-    elif not result["finite"] or result["error"] > 0.02:
-        yield problem(f"{_where(machine)}, a matrix product in bf16 is wrong (relative error {result['error']:.1%} against fp32).",
-                      'Pass `precision="fp32"` to settings_for, and update driver and torch.', AOTRITON)  # fmt: skip
-    else:
-        yield ok(
-            f"{_where(machine)}, a matrix product is as exact as bf16 can be (relative error {result['error']:.2%})."
-        )
+@of_trial("varlen")
+def varlen(machine: Machine, result: dict) -> Finding:
+    """Packed attention: over rows of different length (varlen)"""
+    return say("varlen.right")
 
 
-def attention(machine: Machine) -> Iterator[Finding]:
-    """Fused attention (SDPA), forward and backward"""
-    result, failed = _tried(machine, "attention")
-    if failed:
-        yield failed
-    elif not result["finite"]:
-        yield problem("torch's fused attention gives NaN on this device.", 'Pass `attention="eager"` to settings_for.',
-                      AOTRITON)  # fmt: skip
-    elif result["error"] > 0.05:
-        yield problem(f"torch's fused attention differs from the formula by {result['error']:.0%}.",
-                      'Pass `attention="eager"` to settings_for.', AOTRITON)  # fmt: skip
-    else:
-        yield ok(f"{_where(machine)}, finite and equal to the formula within {max(result['error'], 1e-6):.1g}.")
-
-
-def varlen(machine: Machine) -> Iterator[Finding]:
-    """Attention over packed rows (varlen)"""
-    result, failed = _tried(machine, "varlen")
-    if result.get("skipped"):
-        yield ok(f"Not tried: {result['skipped']}. Nothing needs it: packed rows then go through fused attention.")
-    elif failed or not result["finite"] or result["error"] > 0.05:
-        reason = result.get("failed") or (
-            f"it differs by {result['error']:.0%}" if result["finite"] else "it gives NaN"
-        )
-        yield warning(f"Cannot be used here: {reason}.", "Leave it: packed rows then go through fused attention, "
-                      "a little slower.", VARLEN)  # fmt: skip
-    else:
-        yield ok(f"Equal to attention row by row within {max(result['error'], 1e-6):.1g}.")
-
-
-def four_bits(machine: Machine) -> Iterator[Finding]:
-    """4 bits (bitsandbytes)"""
-    result, failed = _tried(machine, "four_bits")
-    if failed:
-        yield warning(failed.says, "Leave out the method `qlora`, or see which ROCm and architectures its wheel has.",
-                      BITSANDBYTES)  # fmt: skip
-        return
-    library = result["library"] or "a library of unknown name"
-    sentence = f"{_where(machine)}, a matrix stored in NF4 and read back differs by {result['error']:.1%} (bitsandbytes {result['version']}, {library})"
-    hip = re.match(r"(\d+)\.(\d+)", machine.torch.get("hip") or "")
+@of_trial("four_bits")
+def four_bits(machine: Machine, result: dict) -> Finding:
+    """4 bits: what bitsandbytes stores, and products with it"""
+    library, hip = result["library"] or "a library of unknown name", machine.torch.get("hip") or ""
+    product, wrong = max(result.get("products", {}).items(), key=lambda item: item[1], default=("", 0))
+    case = "right"
     if not 0.02 < result["error"] < 0.2:  # 9 % is what 16 levels leave of normal numbers
-        yield problem(f"{sentence}; 9 % would be right.", "Leave out the method `qlora`.", BITSANDBYTES)
+        case = "stored_wrong"
+    elif wrong > 0.05:
+        case = "product_wrong"
     elif machine.torch["devices"] and "cpu" in library:
-        yield warning(f"{sentence}: the library for the processor, although there is a GPU.",
-                      "Install a bitsandbytes with a library for the ROCm of torch.", BITSANDBYTES)  # fmt: skip
-    elif hip and library != f"libbitsandbytes_rocm{hip[1]}{hip[2]}.so":
-        yield ok(f"{sentence}: not made for ROCm {hip[0]}, but near enough to work.", source=BITSANDBYTES)
-    else:
-        yield ok(f"{sentence}.")
+        case = "library_of_cpu"
+    elif hip and library != f"libbitsandbytes_rocm{''.join(hip.split('.')[:2])}.so":
+        case = "other_rocm"
+    facts = {"where": machine.where, "error": f"{result['error']:.1%}", "version": result["version"], "hip": hip}
+    return say(f"four_bits.{case}", product=product, wrong=f"{min(wrong, 10):.0%}", library=library, **facts)
 
 
-def speed(machine: Machine) -> Iterator[Finding]:
-    """Speed, against what the maker states"""
-    result, failed = _tried(machine, "speed")
-    if failed:
-        yield failed
-        return
-    devices, roof = machine.torch["devices"], machine.peak
-    times = result["bf16"] / result["fp32"]
-    product = f"{_where(machine)}, a matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"
-    copy = f"a copy at {result['copy']:,.0f} GB/s"
-    if roof:
+@of_trial("triton")
+def triton(machine: Machine, result: dict) -> Finding:
+    """Triton: the language of the fused kernels"""
+    case = "right" if result["error"] < 0.02 else "wrong"
+    return say(f"triton.{case}", error=f"{min(result['error'], 10):.1%}", gfx=machine.gfx)
+
+
+@of_trial("speed")
+def speed(machine: Machine, result: dict) -> Finding:
+    """Speed: against what the maker states"""
+    product = f"{machine.where}, a matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"
+    facts = {"product": product, "copy": f"a copy at {result['copy']:,.0f} GB/s"}
+    if roof := machine.peak:
         a, b = result["bf16"] / roof.tflops, result["copy"] / roof.bandwidth
-        sentence = f"{product}, {a:.0%} of the {roof.tflops:,.0f} stated, and {copy}, {b:.0%} of {roof.bandwidth:,.0f}."
-        if a < 0.2 or b < 0.3:
-            yield warning(sentence, "See who else uses the GPU and whether it is hot or limited in power; then try again.",
-                          roof.source)  # fmt: skip
-        else:
-            yield ok(sentence, source=roof.source)
-    elif not devices and times < 1:
-        yield ok(f"{product}, {times:.1f} times the speed of fp32, and {copy}: the series computes in fp32 here.")
-    else:
-        yield ok(f"{product}, {times:.1f} times the speed of fp32, and {copy}"
-                 + ("; what the maker states for this GPU is not in our list." if devices else "."))  # fmt: skip
+        facts |= {"a": f"{a:.0%} of the {roof.tflops:,.0f}", "b": f"{b:.0%} of {roof.bandwidth:,.0f}"}
+        return replace(say("speed.slow" if a < 0.2 or b < 0.3 else "speed.share", **facts), source=roof.source)
+    times = result["bf16"] / result["fp32"]
+    case = "unlisted" if machine.torch["devices"] else "fp32_here" if times < 1 else "cpu"
+    return say(f"speed.{case}", times=f"{times:.1f}", **facts)
 
 
 def advice(machine: Machine) -> Iterator[Finding]:
-    """Settings that AMD advises"""
-    devices = machine.devices if machine.torch.get("hip") else []
-    instinct = [d for d in devices if re.search(r"\bMI\d{3}", d.name or "")]
-    if not instinct:
+    """AMD's advice: settings for Instinct"""
+    if not machine.torch.get("hip") or not any(re.search(r"\bMI\d{3}", d.name or "") for d in machine.devices):
         return
-    balancing = machine.says("proc/sys/kernel/numa_balancing")
-    if balancing and balancing != "0":
-        yield warning("The kernel moves memory between processor sockets by itself (numa_balancing), which can stall the GPU.",
-                      "`sudo sh -c 'echo 0 > /proc/sys/kernel/numa_balancing'`, on the host.", TRAINING)  # fmt: skip
+    if (machine.says("proc/sys/kernel/numa_balancing") or "0") != "0":
+        yield say("advice.balancing")
     if machine.environment.get("HIP_FORCE_DEV_KERNARG") != "1":
-        yield ok("HIP_FORCE_DEV_KERNARG is not set; AMD's images for Instinct set it to 1 (arguments of kernels lie in the "
-                 "GPU's memory), for a little speed.", "`export HIP_FORCE_DEV_KERNARG=1` before you start Jupyter.",
-                 HIP_VARIABLES)  # fmt: skip
-    elif balancing in (None, "0"):
-        yield ok("Set as advised.", source=TRAINING)
+        yield say("advice.arguments")
