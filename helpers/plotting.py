@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 COLOURS = {"base": "#7f7f7f", "lora": "#0072B2", "full": "#D55E00", "qlora": "#009E73", "dora": "#CC79A7",
-           "rslora": "#E69F00", "adalora": "#56B4E9"}  # fmt: skip
+           "rslora": "#E69F00", "adalora": "#56B4E9", "grpo": "#882255", "dpo": "#117733"}  # fmt: skip
 DASHES = {"base": ":", "lora": "-", "full": "--", "qlora": "-.", "dora": (0, (1, 1)), "rslora": (0, (5, 1, 1, 1)),
-          "adalora": (0, (3, 3))}  # fmt: skip
+          "adalora": (0, (3, 3)), "grpo": "-", "dpo": "--"}  # fmt: skip
 HATCHES = {"base": "", "lora": "", "full": "//", "qlora": "..", "dora": "xx", "rslora": "\\\\",
-           "adalora": "++"}  # fmt: skip
+           "adalora": "++", "grpo": "oo", "dpo": "**"}  # fmt: skip
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00", "gradients": "#E69F00",
          "update": "#882255", "gathered": "#999999", "activations": "#009E73", "logits": "#CC79A7"}  # fmt: skip
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
