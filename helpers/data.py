@@ -11,10 +11,12 @@ import random
 from dataclasses import dataclass, field, replace
 
 from helpers.settings import IGNORED, Settings
-from helpers.sources import DataError, answer_of, make_splits, split_conversations
+from helpers.sources import DataError, answer_of, general_text, make_splits, split_conversations, unrelated_questions
 from helpers.sources.files import Skipped, conversations
 from helpers.sources.rows import answers_to_learn
 from helpers.sources.templates import DATE, RewritesEarlierTurns, tokens_and_labels, writes_date
+
+CONVERSATIONS = 0.28  # of the training and validation rows of "bundled"; they are twice as long as the questions
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Data:
     validation: list[Example]
     test: list[Example]
     harder: list[Example]
+    prose: list[Example]  # held-out conversations of "bundled" data, on topics that training never saw
     counts: dict[str, int]
     revision: str | None = None  # of a hub data set: the commit that was read
     date: str | None = None  # that the chat template writes, if it writes one
@@ -68,7 +71,7 @@ class Data:
 
     def summary(self) -> dict:
         """What a record keeps: source, counts, tokens and one fingerprint for each split."""
-        splits = {name: getattr(self, name) for name in ("train", "validation", "test", "harder")}
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test", "harder", "prose")}
         return {
             "source": self.source,
             "revision": self.revision,
@@ -90,7 +93,7 @@ def fingerprint(examples: list[Example]) -> str:
 
 
 def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], str | None]:
-    """The four splits as conversations, not yet encoded, what was counted on the way, and a hub data set's commit.
+    """The five splits as conversations, not yet encoded, what was counted on the way, and a hub data set's commit.
 
     Your own data is shuffled and split in the same way for every seed, so that all runs are tested on the same rows. The
     test and validation parts get the rows that the settings ask for, but never more than a fifth of the data each.
@@ -114,24 +117,47 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
     counts = {"read": len(rows) + len(skipped), "unusable": len(skipped), "repeated": len(rows) - len(examples)}
     counts["unused"] = max(len(rest) - settings.train_rows, 0)
     splits = {"train": rest[: settings.train_rows], "validation": examples[test : test + validation]}
-    return splits | {"test": examples[:test], "harder": []}, counts, revision
+    return splits | {"test": examples[:test], "harder": [], "prose": []}, counts, revision
 
 
 def _bundled(settings: Settings) -> dict[str, list[Example]] | None:
-    """The splits of the scored questions or of the conversations that come with the project; None for other data."""
-    sizes = settings.train_rows, settings.validation_rows, settings.test_rows
+    """The splits of what comes with the project; None for other data.
+
+    ``conversations`` are those alone. ``bundled`` mixes them with the scored questions for training and validation, so
+    that the two losses can be compared; its test holds questions only, and ``prose`` the held-out conversations.
+    """
+    train, validation, test = settings.train_rows, settings.validation_rows, settings.test_rows
     if settings.data == "conversations":
-        made = {"harder": []} | split_conversations(*sizes)
-        return {name: [Example(c["messages"], c["topic"]) for c in rows] for name, rows in made.items()}
-    if settings.data == "bundled":
-        made = make_splits(*sizes, settings.harder_rows, seed=0)
-        return {name: [_question(row) for row in rows] for name, rows in made.items()}
-    return None
+        return {"harder": [], "prose": []} | _conversations(train, validation, test)
+    if settings.data != "bundled":
+        return None
+    splits = _conversations(round(CONVERSATIONS * train), round(CONVERSATIONS * validation), test)
+    splits["prose"] = splits.pop("test")
+    sizes = train - len(splits["train"]), validation - len(splits["validation"]), test, settings.harder_rows
+    for name, rows in make_splits(*sizes).items():
+        splits[name] = [_question(row) for row in rows] + splits.get(name, [])
+    return splits
+
+
+def _conversations(*sizes: int) -> dict[str, list[Example]]:
+    made = split_conversations(*sizes).items()
+    return {name: [Example(c["messages"], c["topic"]) for c in rows] for name, rows in made}
 
 
 def _question(row: dict) -> Example:
     turns = {"user": row["question"], "assistant": row["answer"]}
     return Example([{"role": role, "content": text} for role, text in turns.items()], row["family"])
+
+
+def unrelated(tokenizer) -> dict[str, list[Example]]:
+    """Two bundled sets that have nothing to do with fine-tuning, to see what a model forgets, encoded.
+
+    ``general`` holds the paragraphs of a text, supervised throughout; ``unrelated`` short questions of general knowledge,
+    supervised as in training.
+    """
+    texts = [Example([], input_ids=tokenizer(text)["input_ids"]) for text in general_text()]
+    asked = [encode(Example(c["messages"], c["topic"]), tokenizer) for c in unrelated_questions()]
+    return {"general": [replace(e, labels=e.input_ids) for e in texts], "unrelated": asked}
 
 
 def encode(example: Example, tokenizer) -> Example:

@@ -6,48 +6,62 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from helpers.data import Data, Example, fingerprint
+from helpers.data import Data, Example, fingerprint, unrelated
 from helpers.inference import generate
 from helpers.settings import IGNORED
-from helpers.sources import answer_of
+from helpers.sources import answer_of, quiet
 
 import torch
 
 TOKENS_AT_A_TIME = 4096  # of a padded batch whose loss is measured: bounds the logits
+PROSE_REPLIES = 8
+INSTRUCTION = "Work out the answer and end your reply with 'The answer is: N', where N is a whole number."
 
 
-def held_out_loss(model, examples: list[Example]) -> dict:
-    """Mean negative log-likelihood of the supervised tokens, in nats per token, and their number.
+def token_losses(model, examples: list[Example]) -> list[list[float]]:
+    """The negative log-likelihood of each supervised token of each example, in nats.
 
     From the model's own forward pass, so it is right for any model. Rows are padded on the right;
     padding and prompts carry no label.
     """
-    total, tokens = 0.0, 0
+    found: list[list[float]] = [[]] * len(examples)
     was_training = model.training
     model.eval()
-    ordered = sorted(examples, key=lambda e: len(e.input_ids), reverse=True)
-    while ordered:
-        longest = len(ordered[0].input_ids)
+    waiting = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
+    while waiting:
+        longest = len(examples[waiting[0]].input_ids)
         size = max(TOKENS_AT_A_TIME // longest, 1)
-        rows, ordered = ordered[:size], ordered[size:]
-        short = [longest - len(r.input_ids) for r in rows]
-        ids = torch.tensor([r.input_ids + [0] * n for r, n in zip(rows, short, strict=True)], device=model.device)
-        labels = torch.tensor([r.labels + [IGNORED] * n for r, n in zip(rows, short, strict=True)], device=model.device)
-        mask = torch.tensor([[1] * (longest - n) + [0] * n for n in short], device=model.device)
+        part, waiting = waiting[:size], waiting[size:]
+        rows = [(examples[i], longest - len(examples[i].input_ids)) for i in part]
+        ids = torch.tensor([r.input_ids + [0] * n for r, n in rows], device=model.device)
+        labels = torch.tensor([r.labels + [IGNORED] * n for r, n in rows], device=model.device)
+        mask = torch.tensor([[1] * (longest - n) + [0] * n for _, n in rows], device=model.device)
         with torch.no_grad():  # not inference_mode: what autograd functions save there cannot be trained on later
             scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         kept = labels[:, 1:] != IGNORED
         scores, targets = scores[kept].float(), labels[:, 1:][kept]
         # torch's cross_entropy in fp32 is off by some 1e-5 per token on a CPU; logsumexp is not
-        total += (scores.logsumexp(-1) - scores.gather(1, targets[:, None])[:, 0]).sum().item()
-        tokens += len(targets)
+        losses = scores.logsumexp(-1) - scores.gather(1, targets[:, None])[:, 0]
+        for i, each in zip(part, losses.split(kept.sum(1).tolist()), strict=True):
+            found[i] = each.tolist()
     model.train(was_training)
-    return {"loss": total / max(tokens, 1), "tokens": tokens}
+    return found
+
+
+def held_out_loss(model, examples: list[Example]) -> dict:
+    """Mean loss in nats per supervised token, the number of those ``tokens``, and ``losses``: [sum, tokens] per example."""
+    each = token_losses(model, examples)
+    total, tokens = sum(map(sum, each)), sum(map(len, each))
+    return {
+        "loss": total / max(tokens, 1),
+        "tokens": tokens,
+        "losses": [[round(sum(row), 4), len(row)] for row in each],
+    }
 
 
 def answers(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_size: int) -> list[str]:
     """The model's greedy reply to each example's prompt, in the order given; batches hold prompts of like length."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].asked))
     replies = [""] * len(examples)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -70,35 +84,87 @@ def _sdpa(model, settings) -> Iterator[None]:
     """SDPA while a model answers, unless you chose the attention: token by token it is faster on a CPU too, where training
     is faster without it (see helpers.device)."""
     usual = model.config._attn_implementation
-    model.set_attn_implementation("sdpa" if settings.attention is None else usual)
+    with quiet():  # some families cannot change theirs, and say so
+        model.set_attn_implementation("sdpa" if settings.attention is None and model._supports_sdpa else usual)
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        with quiet():
+            model.set_attn_implementation(usual)
 
 
 def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> dict:
-    """Measure a model on the held-out rows.
+    """Measure a model on the held-out rows, and on text that has nothing to do with them.
 
     Returns:
-        ``loss`` (nats per supervised token), ``tokens``, ``exact_match`` as a list of 0 and 1 in the order of the test
-        rows (None where answers cannot be scored), ``harder`` likewise, ``families``, some ``replies``, ``seconds``,
-        and ``fingerprint`` of the rows.
+        ``loss`` (nats per supervised token), ``tokens`` and ``losses`` of the test rows, see :func:`held_out_loss`;
+        ``exact_match`` as a list of 0 and 1 in the order of the test rows (None where answers cannot be scored),
+        ``harder`` likewise, ``families``, some ``replies``, ``seconds``, and ``fingerprint`` of the rows;
+        ``prose`` with the loss on held-out conversations, its first 8 ``replies`` and ``fingerprint``, or None where the
+        data has no such rows; ``general`` and ``unrelated``, the losses of :func:`helpers.data.unrelated`.
     """
     start = time.perf_counter()
-    result = held_out_loss(model, data.test) | {"exact_match": None, "harder": None, "families": None}
+    result = held_out_loss(model, data.test) | {"exact_match": None, "harder": None, "families": None, "prose": None}
+    result |= {name: held_out_loss(model, rows) for name, rows in unrelated(tokenizer).items()}
     asked = data.test + data.harder if data.scored else data.test[:replies_kept]
     with _sdpa(model, settings):
         replies = answers(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
+        if data.prose:  # prose takes about twice as many words as a worked answer
+            first = data.prose[:PROSE_REPLIES]
+            said = answers(model, tokenizer, first, 2 * settings.max_new_tokens, settings.eval_batch_size)
+            result["prose"] = held_out_loss(model, data.prose) | {
+                "replies": _shown(first, said),
+                "fingerprint": fingerprint(data.prose),
+            }
     if data.scored:
         right = [int(ok) for ok in score(asked, replies)]
         result["exact_match"] = right[: len(data.test)]
         result["families"] = [e.family for e in data.test]
         result["harder"] = right[len(data.test) :] or None
-    result["replies"] = [
-        {"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply}
-        for e, reply in zip(data.test[:replies_kept], replies, strict=False)
-    ]
+    result["replies"] = _shown(data.test[:replies_kept], replies)
     result["seconds"] = time.perf_counter() - start
     result["fingerprint"] = fingerprint(data.test + data.harder)
     return result
+
+
+def _shown(examples: list[Example], replies: list[str]) -> list[dict]:
+    return [
+        {"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply}
+        for e, reply in zip(examples, replies, strict=False)
+    ]
+
+
+def baselines(model, tokenizer, data: Data, settings, questions: int = 60) -> dict:
+    """What prompts alone get out of a model, on the first test questions: the scores that training has to beat.
+
+    Every prompt says how to answer. One holds nothing else, one also six worked examples of six families, one three of the
+    family that is asked about. All examples are training rows, given as earlier turns of the conversation.
+
+    Returns:
+        For each prompt ``right`` (a list of 0 and 1) and ``prompt`` (that of the first question); and ``guess``, the share
+        that is right when each answer is drawn at random from the training answers of its family.
+    """
+    known: dict[str, list[Example]] = {}
+    for row in data.train:
+        if answer_of(row.reference) is not None:
+            known.setdefault(row.family, []).append(row)
+    asked, spread = data.test[:questions], [rows[0] for rows in known.values()][:6]
+    shown = {
+        "instructed": lambda row: [],
+        "six examples": lambda row: spread,
+        "three of the family": lambda row: known[row.family][:3],
+    }
+    result: dict = {}
+    for name, examples in shown.items():
+        prompts = [_instructed([*examples(row), row]) for row in asked]
+        with _sdpa(model, settings):  # long prompts, so few at a time; time to think, so twice the tokens
+            replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, min(settings.eval_batch_size, 20))
+        result[name] = {"right": [int(ok) for ok in score(asked, replies)], "prompt": prompts[0].prompt}
+    answered = {family: [answer_of(row.reference) for row in rows] for family, rows in known.items()}
+    guesses = [answered[row.family].count(answer_of(row.reference)) / len(answered[row.family]) for row in data.test]
+    return result | {"guess": sum(guesses) / len(guesses)}
+
+
+def _instructed(rows: list[Example]) -> Example:
+    first, *others = [turn for row in rows for turn in row.messages]
+    return Example([first | {"content": f"{INSTRUCTION}\n\n{first['content']}"}, *others], rows[-1].family)

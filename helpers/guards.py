@@ -189,7 +189,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     Raises:
         GuardError: names the first row at fault.
     """
-    rows: list[Example] = data.train + data.validation + data.test + data.harder
+    rows: list[Example] = data.train + data.validation + data.test + data.harder + data.prose
     bos, ends = tokenizer.bos_token_id, end_tokens(tokenizer)
     names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
     turns = tokenizer.bos_token is not None and tokenizer.bos_token in (tokenizer.chat_template or "")
@@ -208,7 +208,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
             raise GuardError(f"tokens fit: row {number} holds token {max(row.input_ids)}, the model knows {vocabulary}")
         if any(label not in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True)):
             raise GuardError(f"labels: row {number} is supervised towards a token that is not its own")
-    held_out = {e.asked for e in data.test + data.harder + data.validation}
+    held_out = {e.asked for e in data.test + data.harder + data.prose + data.validation}
     leaked = [e for e in data.train if e.asked in held_out]
     if leaked:
         question = leaked[0].prompt[-1]["content"]

@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import time
+import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,12 +23,13 @@ from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
+from helpers.engine.locks import locked
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.paths import compared
-from helpers.engine.preflight import TrainingError
+from helpers.engine.preflight import Stopped, TrainingError
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
 from helpers.engine.updates import weight_updates
-from helpers.evaluation import evaluate, held_out_loss
+from helpers.evaluation import baselines, evaluate, held_out_loss
 from helpers.memory import free_memory
 from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import AFTER_SFT, IGNORED, Settings
@@ -103,20 +106,33 @@ def train(
 
     Raises:
         GuardError: if the run is not what its name says.
-        TrainingError: if the loss is not finite, the device or the disk has too little room, or the checkpoints found
-            are those of other settings.
+        TrainingError: if the loss is not finite, the device or the disk has too little room, the checkpoints found are
+            those of other settings, or another process trains into the same folder.
+        Stopped: if you interrupt it; the message says what is kept.
     """
     run = _plan(settings, data, adapter, world or World())
-    with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
-        _load(run, model)
-        _prove_path(run, monitor, resume)
-        _fit(run, monitor)
-        _prove(run, monitor.result())
-        if run.plan.world.main:
-            _save(run)
+    with locked(settings.folder, TrainingError) if run.plan.world.main else nullcontext():
+        _carry_out(run, model, resume)
     if run.plan.world.main:
         _describe_result(run)
     return Trained(run.model, run.tokenizer, run.record, settings.folder)
+
+
+def _carry_out(run: Run, model: torch.nn.Module | None, resume: bool) -> None:
+    """Load, fit, prove, save. The stop button leaves nothing of this training in memory."""
+    try:
+        with MemoryMonitor(run.plan.device) as monitor, preflight.explaining_memory(run.plan):
+            _load(run, model)
+            _prove_path(run, monitor, resume)
+            _fit(run, monitor)
+            _prove(run, monitor.result())
+            if run.plan.world.main:
+                _save(run)
+    except KeyboardInterrupt as pressed:
+        done, newest = len(run.steps.steps) if run.steps else 0, run.checkpoints and run.checkpoints.newest_step()
+        traceback.clear_frames(pressed.__traceback__)  # otherwise IPython keeps what they hold
+        run.model = run.steps = run.watch = model = None
+        raise Stopped(done, run.settings.max_steps, newest) from None
 
 
 def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: World) -> Run:
@@ -295,4 +311,5 @@ def measure_base(settings: Settings, data: Data) -> Trained:
     guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)
     _describe_input(record, settings, base, chosen, data)
     record.evaluation = evaluate(model, tokenizer, data, settings)
+    record.evaluation["baselines"] = baselines(model, tokenizer, data, settings) if data.source == "bundled" else None
     return Trained(model, tokenizer, record, settings.series_folder / f"base-s{settings.seed}")

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from helpers.data import Example, encode, prepare, read
+from helpers.data import Example, encode, prepare, read, unrelated
 from helpers.models import load_base
 from helpers.settings import IGNORED, settings_for
-from helpers.sources import DataError, resolve
+from helpers.sources import DataError, answer_of, resolve
 from helpers.sources.rows import parse_llama2
 
 import pytest
@@ -23,7 +23,8 @@ def save(path: Path, rows: list[dict]) -> str:
 
 def test_tokens_and_labels_are_those_trl_makes(tmp_path, tiny, tokenizer, data):
     """TRL tokenizes prompt and completion itself; what is supervised must agree, token by token."""
-    rows = data.train[:20]
+    rows = [e for e in data.train if len(e.messages) == 2][::8]
+    assert len({e.family for e in rows}) > 12, "questions and conversations"
     options = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": None, "shuffle_dataset": False}
     trainer = SFTTrainer(
         model=load_base(resolve(tiny), "fp32"),
@@ -35,8 +36,25 @@ def test_tokens_and_labels_are_those_trl_makes(tmp_path, tiny, tokenizer, data):
         assert (trl_row["input_ids"], trl_row["labels"]) == (row.input_ids, row.labels)
 
 
+def test_the_bundled_data_are_questions_and_conversations_whose_topics_the_prose_never_shares(data, tiny):
+    kinds = {name: [answer_of(e.reference) is not None for e in getattr(data, name)] for name in data.summary()["rows"]}
+    assert all(kinds["test"] + kinds["harder"]) and not any(kinds["prose"]) and data.scored
+    for name in ("train", "validation"):
+        assert 0.2 < 1 - sum(kinds[name]) / len(kinds[name]) < 0.35
+    assert (len(data.train), len(data.test)) == (tiny.train_rows, tiny.test_rows)
+    assert not {e.family for e in data.prose} & {e.family for e in data.train + data.validation}
+    assert data.counts["dropped_too_long"] == 0 and any(len(e.messages) > 2 for e in data.train)
+
+
+def test_what_measures_forgetting_shares_nothing_with_the_data(tokenizer, data):
+    sets = unrelated(tokenizer)
+    assert len(sets["general"]) == 20 and len(sets["unrelated"]) == 60
+    assert all(e.labels == e.input_ids for e in sets["general"])
+    assert not {e.asked for e in sets["unrelated"]} & {e.asked for e in data.train}
+
+
 def test_one_bos_and_eos_supervised(tokenizer, data):
-    for example in data.train + data.test + data.harder:
+    for example in (e for e in data.train + data.test + data.harder + data.prose if len(e.messages) == 2):
         assert example.input_ids.count(tokenizer.bos_token_id) == 1
         assert example.input_ids[0] == tokenizer.bos_token_id
         assert example.labels[-1] == tokenizer.eos_token_id
@@ -63,7 +81,7 @@ def test_splits_are_sized_fixed_and_the_same_for_every_seed(tmp_path, tokenizer)
     path = save(tmp_path / "rows.jsonl", ROWS)
     made = [prepare(settings_for("tiny", data=path, seed=seed), tokenizer) for seed in (0, 1)]
     assert made[0].summary() == made[1].summary() and made[0].scored
-    assert made[0].summary()["rows"] == {"train": 12, "validation": 4, "test": 4, "harder": 0}
+    assert made[0].summary()["rows"] == {"train": 12, "validation": 4, "test": 4, "harder": 0, "prose": 0}
     assert made[0].summary()["train_supervised_tokens"] == sum(x != IGNORED for e in made[0].train for x in e.labels)
 
 

@@ -151,8 +151,6 @@ def test_clean_refuses_while_a_run_is_on(tmp_path):
         result.touch()
         done = subprocess.run(**clean)
         assert (
-            done.returncode == 2
-            and "error: a run is using runs/tiny: wait for its end" in done.stderr
-            and result.exists()
+            done.returncode == 2 and "error: a run is using runs/tiny: wait for it" in done.stderr and result.exists()
         )
     assert subprocess.run(**clean).returncode == 0 and not result.exists()

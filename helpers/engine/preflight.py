@@ -25,6 +25,23 @@ class TrainingError(RuntimeError):
     """Training that cannot start or had to stop; the message says at which step and why."""
 
 
+class Stopped(KeyboardInterrupt):
+    """You stopped a training; says after which step, what is kept, and how to go on.
+
+    Args:
+        step, steps: how many optimizer steps were done, and how many there are.
+        newest: the step of the newest checkpoint, None without any.
+    """
+
+    def __init__(self, step: int, steps: int, newest: int | None):
+        kept = "no checkpoint was written yet, so run this cell again to start from the first step"
+        if newest:
+            kept = f"the checkpoint of step {newest} is kept, so run this cell again to continue from there"
+        super().__init__(
+            f"you stopped the training after step {step} of {steps}: {kept}. Earlier results are unchanged"
+        )
+
+
 def split(plan: Plan) -> str:
     """The predicted memory by part, in GB, as one clause."""
     parts = {name: size for name, size in plan.predicted.to_dict().items() if size > 0.05 * GB or name == "total"}
@@ -64,20 +81,20 @@ def device_memory(plan: Plan) -> None:
 
 
 def fp8_runs(plan: Plan, method: str) -> None:
-    """Refuse fp8 for frozen weights where there are none, or where this device cannot multiply them.
+    """Refuse fp8 products where the weights are not bf16, or where this device does not have them.
 
     Raises:
         TrainingError: says why, and what to set instead.
     """
-    if plan.value("frozen") != "fp8":
+    if plan.value("products") != "fp8":
         return
     wrong = probe(plan.device.torch_name)
-    if method in ("full", "qlora"):
-        wrong = f"{method} has no frozen weights in bf16"
+    if method == "qlora":
+        wrong = "qlora keeps its weights in 4 bits"
     elif plan.value("precision") != "bf16":
         wrong = "the arithmetic is not bf16"
     if wrong:
-        raise TrainingError(f"frozen='fp8' cannot be used for this run ({wrong}): leave `frozen` at None")
+        raise TrainingError(f"products='fp8' cannot be used for this run ({wrong}): leave `products` at None")
 
 
 def disk_space(folder: Path, needed: int, what: str) -> None:

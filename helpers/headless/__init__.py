@@ -4,10 +4,10 @@ from helpers.headless.display import align, describe, figure_to_html, switch_on
 from helpers.headless.masking import mask_secrets, secret_name
 from helpers.headless.pages import markdown_to_html
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of
-from helpers.headless.processes import in_use, locked
+from helpers.headless.processes import locked
 from helpers.headless.runner import run_all
 
 __all__ = [
-    "UsageError", "align", "describe", "figure_to_html", "find_notebooks", "in_use", "locked", "markdown_to_html", "mask_secrets",
+    "UsageError", "align", "describe", "figure_to_html", "find_notebooks", "locked", "markdown_to_html", "mask_secrets",
     "parameters_of", "run_all", "secret_name", "switch_on",
 ]  # fmt: skip

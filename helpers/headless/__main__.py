@@ -6,9 +6,9 @@ import argparse
 import sys
 from contextlib import suppress
 
+from helpers.engine.locks import in_use
 from helpers.headless.masking import mask_secrets
 from helpers.headless.parameters import UsageError
-from helpers.headless.processes import in_use
 from helpers.headless.runner import run_all
 from helpers.records import RecordError
 from helpers.settings import PROFILES, ROOT, shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from html import escape
 
 _ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
@@ -116,8 +117,31 @@ def figure_to_html(figure) -> str:
     return f'<img alt="{escape(describe(figure))}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
 
 
+STOPPED = (
+    "you stopped this cell. What earlier cells made is still there: run this cell again, or go on with the next one"
+)
+
+
+RESTARTED = "If an earlier cell makes it, run that one first; after a restart of the kernel, choose Run, Run All Above Selected Cell"
+
+
+def show_error(shell, kind: type[BaseException], error: BaseException, trace, tb_offset=None) -> None:
+    """Show an error of these helpers, the stop button and a name that no cell has made as one sentence; others as usual."""
+    *_, (frame, line) = traceback.walk_tb(trace)
+    if issubclass(kind, KeyboardInterrupt):
+        said = f"Stopped: {str(error) or STOPPED}"
+    elif kind is NameError and frame.f_globals is shell.user_ns:
+        said = f"NameError: {error}, in line {line} of this cell. {RESTARTED}"
+    elif kind.__module__.partition(".")[0] == "helpers":
+        said = f"{kind.__name__}: {error}"
+    else:
+        return shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    error._render_traceback_ = lambda: [said]
+    shell.showtraceback((kind, error, trace))
+
+
 def switch_on() -> None:
-    """Show tables and figures so in the notebook that this kernel runs."""
+    """Show tables, figures and errors so in the notebook that this kernel runs."""
     from IPython import get_ipython
 
     def describe_figures(*_) -> None:  # pyplot, when it loads, would drop a formatter that is set for the class
@@ -125,6 +149,7 @@ def switch_on() -> None:
             sys.modules["matplotlib.figure"].Figure._repr_html_ = figure_to_html
 
     if shell := get_ipython():
+        shell.set_custom_exc((Exception, KeyboardInterrupt), show_error)
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
             formatter.for_type_by_name(module, name, table_to_html)

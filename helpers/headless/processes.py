@@ -1,27 +1,23 @@
-"""The processes of a headless run: a lock for its folder, a child for each notebook, and an end for all of them."""
+"""The processes of a headless run: a child for each notebook, and an end for all of them."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import json
 import os
 import queue
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from helpers.engine.locks import locked as hold
 from helpers.headless.parameters import UsageError
-from helpers.settings import shown
 
 import psutil
 
@@ -32,54 +28,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other runs, for as long as this process lives.
-
-    The lock is on the directory, and on the name of a socket made from its path. No file holds it, so deleting the folder
-    does not end it, and there is no link to follow.
+    """Hold the folder of a run, see :func:`helpers.engine.locks.locked`.
 
     Raises:
         UsageError: if another run holds it, or the folder cannot be used.
     """
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise UsageError(f"{shown(folder)} cannot be written ({error.strerror}): choose another RUNS_DIR") from None
-        held.callback(os.close, directory)
-        name = held.enter_context(socket.socket(socket.AF_UNIX))
-        try:
-            name.bind(_address(folder))
-            name.listen(1000)
-            with suppress(PermissionError):  # some network file systems lock no directories
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # seen from other containers, too
-        except OSError:
-            who = f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'})"
-            raise UsageError(f"{who}: wait for it, or choose another RUNS_DIR") from None
+    with hold(folder, UsageError):
         yield
-
-
-def in_use(folder: Path) -> list[Path]:
-    """The folders at this path and up to two levels below it that a run holds at the moment."""
-    below = [folder, *folder.glob("*"), *folder.glob("*/*")]
-    return [path for path in below if path.is_dir() and _holder(path)]
-
-
-def _address(folder: Path) -> str:
-    return "\0fine-tuning-" + hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-
-
-def _holder(folder: Path) -> str | None:
-    """The number of the process that holds a folder, "unknown" if it does not answer, None if there is none."""
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.setblocking(False)
-        try:
-            peer.connect(_address(folder))
-            return str(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-        except BlockingIOError:
-            return "unknown"
-        except ConnectionRefusedError:
-            return None
 
 
 @contextmanager

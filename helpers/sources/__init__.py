@@ -2,7 +2,12 @@
 
 from helpers.sources.adapters import check_adapter, check_loaded
 from helpers.sources.base_models import SMOLLM2_HUB_ID, Base, models_folder, resolve
-from helpers.sources.conversations import read_conversations, split_conversations
+from helpers.sources.conversations import (
+    general_text,
+    read_conversations,
+    split_conversations,
+    unrelated_questions,
+)
 from helpers.sources.hub import HubError, explain, fetch
 from helpers.sources.manifest import (
     MANIFEST,
@@ -22,6 +27,6 @@ from helpers.sources.templates import LLAMA2_TEMPLATE
 __all__ = [
     "LLAMA2_TEMPLATE", "MANIFEST", "SMOLLM2_HUB_ID", "Base", "DataError", "HubError", "ModelError", "answer_of",
     "check_adapter", "check_files", "check_loaded", "check_replaceable", "explain", "fetch", "hash_files",
-    "make_splits", "models_folder", "quiet", "read_conversations",
-    "reading", "resolve", "sha256", "split_conversations", "write_manifest",
+    "general_text", "make_splits", "models_folder", "quiet", "read_conversations",
+    "reading", "resolve", "sha256", "split_conversations", "unrelated_questions", "write_manifest",
 ]  # fmt: skip

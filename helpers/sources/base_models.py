@@ -157,13 +157,15 @@ def _once(folder: Path, make) -> Path:
 
 
 def _make_tiny(folder: Path) -> None:
-    """A random Llama of two layers with a tokenizer trained on the bundled questions: about 0.2 M parameters."""
+    """A random Llama of two layers with a tokenizer trained on the bundled data: about 0.2 M parameters."""
+    from helpers.sources.conversations import read_conversations
     from helpers.sources.questions import make_splits
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    rows = make_splits(400, 0, 0, 20)
+    texts = [row["question"] + " " + row["answer"] for row in make_splits(400, 0, 0)["train"]]
+    texts += [turn["content"] for each in read_conversations() if not each["held_out"] for turn in each["messages"]]
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()]
@@ -176,7 +178,7 @@ def _make_tiny(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([r["question"] + " " + r["answer"] for part in rows.values() for r in part], trainer)
+    raw.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
@@ -184,7 +186,7 @@ def _make_tiny(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         pad_token_id=3,
     )  # fmt: skip
     with torch.random.fork_rng():

@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 FILE = Path(__file__).with_name("conversations.md")
+UNRELATED, GENERAL = FILE.with_name("unrelated.md"), FILE.with_name("general_text.md")
 HELD_OUT = " (held out)"
 _ROLES = {"Q": "user", "A": "assistant"}
 
@@ -34,6 +35,17 @@ def read_conversations(file: Path = FILE) -> list[dict]:
             conversations.append({"topic": topic.removesuffix(HELD_OUT), "held_out": held_out, "messages": messages})
             messages = []
     return conversations
+
+
+def unrelated_questions() -> list[dict]:
+    """Short questions of general knowledge with answers, none of them about computers, as :func:`read_conversations` has them."""
+    return read_conversations(UNRELATED)
+
+
+def general_text() -> list[str]:
+    """The paragraphs of a text on everyday things, written for this series, so that no model has read it before."""
+    blocks = GENERAL.read_text(encoding="utf-8").split("\n\n")
+    return [" ".join(block.split()) for block in blocks if not block.startswith("#")]
 
 
 def split_conversations(train: int, validation: int, test: int, seed: int = 0) -> dict[str, list[dict]]:

@@ -1,209 +1,86 @@
-"""The bundled data set: short questions on the arithmetic of fine-tuning, with worked, checkable answers.
+"""The bundled scored questions: the arithmetic of fine-tuning, with worked, checkable answers.
 
-Every answer ends in ``The answer is: N`` with an integer N, so a reply is scored exactly and by a machine.
-A *problem* is a family plus its operands; a *question* is a problem in one phrasing. Problems are dealt out to
-the splits first and phrased afterwards, so no numbers of a test question were seen in training under other words.
+Every answer ends in ``The answer is: N`` with an integer N, so a machine scores a reply exactly. A *problem* is a family
+plus its operands; a *question* is a problem in one phrasing. Problems are dealt out to the splits first and phrased
+afterwards, so the test asks numbers that training never saw, in no order, and in phrasings that training never saw.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 
 ANSWER_MARK = "The answer is:"
-HELD_OUT_FAMILY = "free_memory"  # its last phrasing appears in the `harder` split and nowhere else
-
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of problem: its operands, the ways to ask, and the worked answer.
-
-    ``phrasings`` and ``working`` are ``str.format`` templates over the operand names plus ``answer``
-    (and whatever intermediate values ``operands`` yields).
-    """
-
-    name: str
-    operands: list[dict]
-    phrasings: tuple[str, ...]
-    working: str
+FILE = Path(__file__).with_name("questions.toml")
+HARDER = 3  # the operands of a harder question are this many times those of the others
+_MEMORY = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)  # GB of a device
 
 
-def _weights() -> Iterator[dict]:
-    for (precision, size), n in product(_BYTES.items(), range(1, 65)):
-        yield {"n": n, "precision": precision, "bytes": size, "answer": n * size}
+def _problems(family: str, s: int = 1) -> Iterator[dict]:
+    """All operands of a family with its answer and what the working mentions; ``s`` scales the sizes."""
+    hundreds = range(100, 1000, 100)
+    match family:
+        case "weights":
+            for (precision, size), n in product({"fp32": 4, "bf16": 2, "int8": 1}.items(), range(1, 65)):
+                yield {"n": n * s, "precision": precision, "bytes": size, "answer": n * s * size}
+        case "adamw_states":
+            yield from ({"n": n * s, "answer": 8 * n * s} for n in range(1, 81))
+        case "four_times":
+            yield from ({"w": w * s, "answer": 4 * w * s} for w in range(1, 101))
+        case "lora_parameters":
+            for r, a, b in product((1, 2, 4, 8), hundreds, hundreds):
+                yield {"r": r, "a": a * s, "b": b * s, "sum": (a + b) * s, "answer": r * (a + b) * s}
+        case "steps_per_epoch":
+            for batch, steps in product((2, 4, 5, 8, 10), range(20, 310, 10)):
+                yield {"batch": batch, "rows": batch * steps * s, "answer": steps * s}
+        case "effective_batch":
+            for m, a, d in product((1, 2, 3, 4, 6, 8), (2, 3, 4, 5, 8, 10), (2, 3, 4, 8)):
+                yield {"m": m * s, "a": a, "d": d, "both": m * s * a, "answer": m * s * a * d}
+        case "free_memory":
+            for total, used in product(_MEMORY, range(10, 250, 10)):
+                if used < total:
+                    yield {"total": total * s, "used": used * s, "answer": (total - used) * s}
+        case "tokens_per_step":
+            for rows, length in product(range(2, 11), range(100, 1300, 100)):
+                yield {"rows": rows, "length": length * s, "answer": rows * length * s}
+        case "lora_scale":
+            for r, factor in product((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32), range(1, 13)):
+                yield {"r": r * s, "alpha": r * factor * s, "answer": factor}
+        case "run_time":
+            for steps, seconds in product(range(20, 420, 20), (2, 3, 4, 5, 6)):
+                yield {"steps": steps * s, "seconds": seconds, "answer": steps * seconds * s}
 
 
-def _adamw() -> Iterator[dict]:
-    yield from ({"n": n, "answer": 8 * n} for n in range(1, 61))
+def families() -> dict[str, dict]:
+    """The families of questions by name: ``phrasings``, ``held_out`` phrasings and ``working``, as str.format templates."""
+    return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
-def _four_times() -> Iterator[dict]:
-    yield from ({"w": w, "answer": 4 * w} for w in range(1, 81))
+def _given(problem: dict) -> list[int]:
+    """The numbers that a question states, in order of size."""
+    return sorted(n for name, n in problem.items() if name not in ("precision", "bytes", "sum", "both", "answer"))
 
 
-def _lora_parameters() -> Iterator[dict]:
-    for r, a, b in product((1, 2, 4, 8), range(100, 1000, 100), range(100, 1000, 100)):
-        yield {"r": r, "a": a, "b": b, "sum": a + b, "answer": r * (a + b)}
-
-
-def _steps() -> Iterator[dict]:
-    for batch, steps in product((2, 4, 5, 8, 10), range(20, 310, 10)):
-        yield {"batch": batch, "rows": batch * steps, "answer": steps}
-
-
-def _effective_batch() -> Iterator[dict]:
-    for micro, accumulation, devices in product((1, 2, 3, 4, 6, 8), (2, 3, 4, 5, 8, 10), (2, 3, 4, 8)):
-        both = micro * accumulation
-        yield {"m": micro, "a": accumulation, "d": devices, "both": both, "answer": both * devices}
-
-
-def _free_memory() -> Iterator[dict]:
-    for total, used in product((16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256), range(10, 250, 10)):
-        if used < total:
-            yield {"total": total, "used": used, "answer": total - used}
-
-
-def _tokens_per_step() -> Iterator[dict]:
-    for rows, length in product(range(2, 11), range(100, 1300, 100)):
-        yield {"rows": rows, "length": length, "answer": rows * length}
-
-
-def _lora_scale() -> Iterator[dict]:
-    for r, scale in product((2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 32), range(1, 13)):
-        yield {"r": r, "alpha": r * scale, "answer": scale}
-
-
-def _run_time() -> Iterator[dict]:
-    for steps, seconds in product(range(20, 420, 20), (2, 3, 4, 5, 6)):
-        yield {"steps": steps, "seconds": seconds, "answer": steps * seconds}
-
-
-_TABLE: tuple[tuple[str, object, tuple[str, ...], str], ...] = (
-    (
-        "weights",
-        _weights,
-        (
-            "How many GB do the weights of a {n}B model take in {precision}?",
-            "A model has {n} billion parameters in {precision}. How many GB is that?",
-            "What is the size in GB of {n}B weights stored as {precision}?",
-        ),
-        "{precision} takes {bytes} bytes. {n} x {bytes} = {answer}.",
-    ),
-    (
-        "adamw_states",
-        _adamw,
-        (
-            "How many GB of AdamW states does full tuning of a {n}B model keep in fp32?",
-            "AdamW stores two fp32 moments per parameter. How many GB for {n}B parameters?",
-            "You tune all {n} billion parameters with AdamW. How many GB are its states?",
-        ),
-        "Two moments take 8 bytes. {n} x 8 = {answer}.",
-    ),
-    (
-        "four_times",
-        _four_times,
-        (
-            "The fp32 weights take {w} GB. How many GB are weights, gradients and AdamW states together?",
-            "How many GB does full fp32 tuning need before activations if the weights are {w} GB?",
-            "A model of {w} GB in fp32 is tuned in full with AdamW. What does it hold in GB, without activations?",
-        ),
-        "Weights, gradients and two moments: 4 x {w} = {answer}.",
-    ),
-    (
-        "lora_parameters",
-        _lora_parameters,
-        (
-            "How many parameters does LoRA of rank {r} add to a {a} x {b} layer?",
-            "A linear layer maps {a} features to {b}. How many weights has its rank {r} adapter?",
-            "LoRA with r = {r} on a matrix of {a} by {b}: how many trainable parameters?",
-        ),
-        "{a} + {b} = {sum}. {r} x {sum} = {answer}.",
-    ),
-    (
-        "steps_per_epoch",
-        _steps,
-        (
-            "How many steps is one epoch of {rows} rows at batch size {batch}?",
-            "You have {rows} rows and a batch size of {batch}. How many steps make an epoch?",
-            "With {batch} rows a step, how many steps pass over {rows} rows once?",
-        ),
-        "{rows} / {batch} = {answer}.",
-    ),
-    (
-        "effective_batch",
-        _effective_batch,
-        (
-            "Batch {m} per device, {a} accumulation steps, {d} devices: what is the effective batch?",
-            "What is the global batch size with {d} GPUs, {m} rows each and {a} accumulation steps?",
-            "{d} devices take {m} rows at a time and accumulate {a} times. How many rows per update?",
-        ),
-        "{m} x {a} = {both}. {both} x {d} = {answer}.",
-    ),
-    (
-        HELD_OUT_FAMILY,
-        _free_memory,
-        (
-            "A GPU has {total} GB and {used} GB are in use. How many GB are free?",
-            "How many GB are left on a {total} GB card after loading {used} GB?",
-            "{used} GB of a {total} GB accelerator are taken. How much is free, in GB?",
-            "My job holds {used} GB. What can a colleague still use of the {total} GB on this device, in GB?",
-        ),
-        "{total} - {used} = {answer}.",
-    ),
-    (
-        "tokens_per_step",
-        _tokens_per_step,
-        (
-            "How many tokens are in a batch of {rows} rows of {length} tokens?",
-            "Each step takes {rows} sequences of {length} tokens. How many tokens a step?",
-            "You pack {rows} rows of length {length}. How many tokens does one step see?",
-        ),
-        "{rows} x {length} = {answer}.",
-    ),
-    (
-        "lora_scale",
-        _lora_scale,
-        (
-            "LoRA uses alpha = {alpha} and r = {r}. By what factor is the update scaled?",
-            "What is the scale of a LoRA adapter with r = {r} and alpha = {alpha}?",
-            "An adapter has rank {r} and alpha {alpha}. What multiplies B A?",
-        ),
-        "{alpha} / {r} = {answer}.",
-    ),
-    (
-        "run_time",
-        _run_time,
-        (
-            "A step takes {seconds} seconds. How many seconds do {steps} steps take?",
-            "How many seconds does a run of {steps} steps last at {seconds} seconds a step?",
-            "Training needs {steps} steps of {seconds} s each. How many seconds is that?",
-        ),
-        "{steps} x {seconds} = {answer}.",
-    ),
-)
-
-FAMILIES: tuple[Family, ...] = tuple(
-    Family(name, list(operands()), phrasings, working) for name, operands, phrasings, working in _TABLE
-)
-
-
-def _row(family: Family, operands: dict, phrasing: int) -> dict:
-    answer = f"{family.working.format(**operands)} {ANSWER_MARK} {operands['answer']}"
-    return {"question": family.phrasings[phrasing].format(**operands), "answer": answer, "family": family.name}
+def _groups(family: str, rng: random.Random) -> list[list[dict]]:
+    """The problems of a family in random order; those that state the same numbers, in any order, stay together."""
+    groups: dict[tuple, list[dict]] = {}
+    for problem in _problems(family):
+        groups.setdefault((*_given(problem), problem.get("precision")), []).append(problem)
+    return rng.sample(list(groups.values()), len(groups))
 
 
 def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: int = 0) -> dict[str, list[dict]]:
-    """Generate the bundled data set.
+    """Generate the scored questions, all families in equal parts.
 
     Args:
-        train, validation, test, harder: rows in each split. The first three mix all families in equal parts;
-            ``harder`` asks problems of :data:`HELD_OUT_FAMILY` in a phrasing that no other split contains.
+        train, validation: rows in phrasings that training sees; the numbers of ``validation`` are new.
+        test: rows with new numbers in held-out phrasings.
+        harder: rows in held-out phrasings that state a number larger than any of the family in the other splits.
         seed: the same seed gives the same rows on any machine and Python version.
 
     Returns:
@@ -212,33 +89,37 @@ def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: i
     Raises:
         ValueError: if a split asks for more rows than the families can give.
     """
-    rng = random.Random(seed)
+    rng, every = random.Random(seed), families()
     sizes = {"harder": harder, "test": test, "validation": validation, "train": train}
     splits: dict[str, list[dict]] = {name: [] for name in sizes}
-    for position, family in enumerate(FAMILIES):
-        held_out = family.name == HELD_OUT_FAMILY
-        usual = range(len(family.phrasings) - held_out)
-        problems = rng.sample(family.operands, len(family.operands))
+    for position, (family, words) in enumerate(every.items()):
+        groups, largest = _groups(family, rng), max(_given(p)[-1] for p in _problems(family))
+        beyond = [p for p in _problems(family, HARDER) if _given(p)[-1] > largest]
         for split, rows in sizes.items():
-            if split == "harder":
-                share = rows if held_out else 0
-            else:
-                share = rows // len(FAMILIES) + (position < rows % len(FAMILIES))
+            share = rows // len(every) + (position < rows % len(every))
+            phrasings = words["held_out" if split in ("test", "harder") else "phrasings"]
             if split == "train":  # what is left, in every phrasing
-                questions = rng.sample(list(product(problems, usual)), k=min(share, len(problems) * len(usual)))
+                questions = [(p, phrasing) for group in groups for p in group for phrasing in phrasings]
+                questions = rng.sample(questions, min(share, len(questions)))
+            elif split == "harder":
+                questions = [(p, rng.choice(phrasings)) for p in rng.sample(beyond, min(share, len(beyond)))]
             else:
-                taken, problems = problems[:share], problems[share:]
-                phrasing = len(family.phrasings) - 1 if split == "harder" else None
-                questions = [(p, rng.choice(usual) if phrasing is None else phrasing) for p in taken]
+                taken, groups = groups[:share], groups[share:]
+                questions = [(rng.choice(group), rng.choice(phrasings)) for group in taken]
             if len(questions) < share:
                 raise ValueError(
-                    f"the bundled data set cannot give {rows} rows for the {split} split: the family "
-                    f"{family.name!r} has {len(family.operands)} problems; ask for fewer rows"
+                    f"the bundled questions cannot fill {rows} rows of the {split} split: the family {family!r} "
+                    f"gives {len(questions)} of {share}; ask for fewer rows"
                 )
-            splits[split] += [_row(family, operands, phrasing) for operands, phrasing in questions]
+            splits[split] += [_row(family, words["working"], *question) for question in questions]
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
+
+
+def _row(family: str, working: str, problem: dict, phrasing: str) -> dict:
+    answer = f"{working.format(**problem)} {ANSWER_MARK} {problem['answer']}"
+    return {"question": phrasing.format(**problem), "answer": answer, "family": family}
 
 
 _MARKS = re.compile(rf"{ANSWER_MARK}|^####(?=[ \t]*[-+$]?[\d.,/]+[ \t%]*$)|\\boxed(?=\{{)", re.MULTILINE)

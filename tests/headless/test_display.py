@@ -59,9 +59,9 @@ def trained():
 def test_a_description_says_title_axes_course_and_values(axes, trained):
     words = describe(plotting.loss_curves(trained, axes).figure)
     losses = [s["loss"] for s in trained[0].steps]
-    assert words.startswith(
-        "Training loss, mean of 10 steps; across: step; up: training loss, nats a token (logarithmic)"
-    )
+    ends = {r.method: sum(s["loss"] for s in r.steps[-10:]) / 10 for r in trained}
+    title = f"Training loss at the end (mean of 10 steps): {', '.join(f'{method} {end:.3g}' for method, end in ends.items())}"
+    assert words.startswith(f"{title}; across: step; up: training loss, nats per token (logarithmic)")
     assert (
         f"{trained[0].method}, seed 0, from 1: {losses[0]:.3g} to {len(losses)}: {sum(losses[-10:]) / 10:.3g}" in words
     )
@@ -71,9 +71,8 @@ def test_a_description_says_title_axes_course_and_values(axes, trained):
     parts = trained[0].memory["predicted"]
     words = describe(plotting.memory_parts({"<lora> & co": parts}, axes).figure)
     assert f"weights, <lora> & co: {parts['weights'] / GB:.3g}" in words
-    assert 'alt="Predicted memory by part; ' in figure_to_html(
-        axes.figure
-    ) and "&lt;lora&gt; &amp; co" in figure_to_html(axes.figure)
+    page = figure_to_html(axes.figure)
+    assert 'alt="Predicted: ' in page and "&lt;lora&gt; &amp; co" in page
 
 
 def test_no_two_marks_of_a_figure_differ_in_colour_alone(axes, trained):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
+from helpers.engine.locks import in_use
 from helpers.headless import UsageError, locked
 from helpers.headless.__main__ import main
-from helpers.headless.processes import FOLDER, RUNNER, _identity, end_processes, in_use, of_run
+from helpers.headless.processes import FOLDER, RUNNER, _identity, end_processes, of_run
 from helpers.settings import ROOT
 
 import psutil
@@ -22,7 +23,8 @@ def test_two_runs_into_one_folder(book):
         out, errors = runner.communicate(timeout=60)
         assert runner.returncode == 2 and not out
         assert errors == (
-            f"error: another run is using {book.out} (process {os.getpid()}): wait for it, or choose another RUNS_DIR\n"
+            f"error: another run is using {book.out} (process {os.getpid()}): wait for it, or choose another "
+            "RUNS_DIR (in a notebook: runs_dir)\n"
         )
     with locked(book.out):
         assert list(book.out.iterdir()) == [], "the lock ends with its holder, and leaves no file"

@@ -1,0 +1,68 @@
+"""One run at a time in a folder: the lock that the runner and a training hold."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from helpers.settings import shown
+
+OTHER = "RUNS_DIR (in a notebook: runs_dir)"
+
+
+@contextmanager
+def locked(folder: Path, error: type[Exception]) -> Iterator[None]:
+    """Hold a folder against other runs, for as long as this process lives.
+
+    The lock is on the directory, and on the name of a socket made from its path. No file holds it, so deleting the folder
+    does not end it, and there is no link to follow.
+
+    Raises:
+        Exception: the one given, if another run holds the folder or it cannot be used.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as fault:
+            raise error(f"{shown(folder)} cannot be written ({fault.strerror}): choose another {OTHER}") from None
+        held.callback(os.close, directory)
+        name = held.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            name.bind(_address(folder))
+            name.listen(1000)
+            with suppress(PermissionError):  # some network file systems lock no directories
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # seen from other containers, too
+        except OSError:
+            who = f"another run is using {shown(folder)} (process {_holder(folder) or 'unknown'})"
+            raise error(f"{who}: wait for it, or choose another {OTHER}") from None
+        yield
+
+
+def in_use(folder: Path) -> list[Path]:
+    """The folders at this path and up to two levels below it that a run holds at the moment."""
+    below = [folder, *folder.glob("*"), *folder.glob("*/*")]
+    return [path for path in below if path.is_dir() and _holder(path)]
+
+
+def _address(folder: Path) -> str:
+    return "\0fine-tuning-" + hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+
+
+def _holder(folder: Path) -> str | None:
+    """The number of the process that holds a folder, "unknown" if it does not answer, None if there is none."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(_address(folder))
+            return str(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+        except BlockingIOError:
+            return "unknown"
+        except ConnectionRefusedError:
+            return None
