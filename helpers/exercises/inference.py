@@ -1,15 +1,20 @@
-"""Checks for the exercises of 05_inference: room to answer, padding, the scale of an adapter."""
+"""Checks for the exercises of 05_inference: room to answer, the scale of an adapter, a fine-tune of the reader's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from helpers.data import Example
+from helpers.data import Example, encode
+from helpers.evaluation import held_out_loss
 from helpers.exercises import check, need, unlike
-from helpers.settings import IGNORED
-from helpers.sources import quiet
+from helpers.inference import generate
+from helpers.models import load_base, load_tokenizer
+from helpers.settings import IGNORED, Settings
+from helpers.sources import quiet, resolve
 
 import torch
+from peft import PeftModel
 
 
 @check
@@ -22,36 +27,6 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
     need(tokens >= truth, f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut.")
     need(tokens == truth, f"{tokens:g} is enough, but fewer would do.")
     return f"{truth} tokens. The profile leaves more room, since a model may take another way to the number."
-
-
-@check
-def padded_right(same: set, *, load: Callable, tokenizer, prompts: list[list[dict]], limit: int) -> str:
-    """Which prompts of a batch keep their answer when the padding stands on the right; measured by asking."""
-    need(same <= set(range(len(prompts))), f"the prompts are numbered 0 to {len(prompts) - 1}.")
-    model = load()
-
-    def answers(side: str) -> tuple[list[str], list[bool]]:
-        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
-        inputs = tokenizer.apply_chat_template(prompts, tokenizer_kwargs={"padding_side": side}, **options).to(
-            model.device
-        )
-        with torch.inference_mode(), quiet():  # transformers warns of the padding that is asked about
-            out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return tokenizer.batch_decode(new, skip_special_tokens=True), inputs["attention_mask"].all(dim=1).tolist()
-
-    (left, _), (right, unpadded) = answers("left"), answers("right")
-    measured = {row for row, (a, b) in enumerate(zip(left, right, strict=True)) if a == b}
-    expected = {row for row, full in enumerate(unpadded) if full}
-    need(
-        same in (measured, expected),
-        f"you say {sorted(same)}; in fact {len(measured)} of {len(prompts)} keep their answer. Where does the first new token "
-        "go in each row, and what stands before it?",
-    )
-    return (
-        f"rows without padding ({sorted(expected)}) answer as before. In the others the answer begins after padding. "
-        f"Measured: {sorted(measured)} keep their answer."
-    )
 
 
 @check
@@ -76,3 +51,26 @@ def scaled_adapter(scale: Callable, *, load: Callable) -> str:
             left = f"with the factor {factor:g}, {share:.2f} of the update is left, not {factor:g}."
             need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), left)
     return "1 leaves the adapter, 0 gives the base, and 0.5 lies half way: a merged model can be mixed like that."
+
+
+@check
+def own_fine_tune(folder: str, talk: list[dict], *, settings: Settings) -> str:
+    """An adapter that a reader trained without this package: loaded onto a fresh base, it has learned more than its rows."""
+    saved = Path(folder)
+    need(
+        (saved / "adapter_config.json").is_file(),
+        f"there is no adapter_config.json in {folder}: save the adapter there.",
+    )
+    need([m.get("role") for m in talk][-2:] == ["user", "assistant"], "talk has to end with a question and its answer.")
+    base = resolve(settings)
+    tokenizer, model = load_tokenizer(base), load_base(base, "fp32")
+    row = encode(Example(talk), tokenizer)
+    before = held_out_loss(model, [row])["loss"]
+    with quiet():
+        model = PeftModel.from_pretrained(model, saved).eval()
+    grown = any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
+    need(grown, "B is zero in every layer: this adapter was saved before it was trained.")
+    after = held_out_loss(model, [row])["loss"]
+    found = f"the loss on your conversation went from {before:.2f} to {after:.2f} nats per token"
+    need(after < before, f"{found}: the adapter learned something, but nothing that helps there.")
+    return f"{found}, and the model replies: {generate(model, tokenizer, [talk[:-1]], 60)[0]!r}"
