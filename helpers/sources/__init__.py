@@ -17,7 +17,6 @@ from helpers.sources.manifest import (
     hash_files,
     quiet,
     reading,
-    sha256,
     write_manifest,
 )
 from helpers.sources.questions import answer_of, make_splits
