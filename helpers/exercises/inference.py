@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from helpers.data import Example
-from helpers.exercises import check, need, unlike
+from helpers.exercises import check, expect, need
 from helpers.settings import IGNORED
 from helpers.sources import quiet
 
@@ -18,61 +18,49 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
     supervised = [sum(label != IGNORED for label in example.labels) for example in examples]
     truth, longest = max(supervised), max(len(example.input_ids) for example in examples)
     end = f"the longest answer would fit, but not its {tokenizer.eos_token}: it would end at the limit."
-    unlike(tokens, truth, (longest, "that counts the question as well; only new tokens count."), (truth - 1, end))
-    need(tokens >= truth, f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut.")
-    need(tokens == truth, f"{tokens:g} is enough, but fewer would do.")
+    cut = f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut."
+    other = f"{tokens:g} is enough, but fewer would do." if tokens > truth else cut
+    question = "that counts the question as well; only new tokens count."
+    expect(tokens, truth, other, (longest, question), (truth - 1, end))
     return f"{truth} tokens. The profile leaves more room, since a model may take another way to the number."
 
 
 @check
 def padded_right(same: set, *, load: Callable, tokenizer, prompts: list[list[dict]], limit: int) -> str:
-    """Which prompts of a batch keep their answer when the padding stands on the right; measured by asking."""
+    """Which prompts of a batch keep their answer when the padding is on the right; measured by asking."""
     need(same <= set(range(len(prompts))), f"the prompts are numbered 0 to {len(prompts) - 1}.")
-    model = load()
-
-    def answers(side: str) -> tuple[list[str], list[bool]]:
-        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
-        inputs = tokenizer.apply_chat_template(prompts, tokenizer_kwargs={"padding_side": side}, **options).to(
-            model.device
-        )
-        with torch.inference_mode(), quiet():  # transformers warns of the padding that is asked about
-            out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return tokenizer.batch_decode(new, skip_special_tokens=True), inputs["attention_mask"].all(dim=1).tolist()
-
-    (left, _), (right, unpadded) = answers("left"), answers("right")
-    measured = {row for row, (a, b) in enumerate(zip(left, right, strict=True)) if a == b}
-    expected = {row for row, full in enumerate(unpadded) if full}
-    need(
-        same in (measured, expected),
-        f"you say {sorted(same)}; in fact {len(measured)} of {len(prompts)} keep their answer. Where does the first new token "
-        "go in each row, and what stands before it?",
-    )
-    return (
-        f"rows without padding ({sorted(expected)}) answer as before. In the others the answer begins after padding. "
-        f"Measured: {sorted(measured)} keep their answer."
-    )
+    model, answers = load(), []
+    template = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
+    greedy = {"max_new_tokens": limit, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    for side in ("left", "right"):
+        inputs = tokenizer.apply_chat_template(prompts, tokenizer_kwargs={"padding_side": side}, **template)
+        with torch.inference_mode(), quiet():  # transformers warns about the padding on the right
+            out = model.generate(**inputs.to(model.device), **greedy)
+        answers.append(tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    measured = {row for row, (left, right) in enumerate(zip(*answers, strict=True)) if left == right}
+    unpadded = {row for row, full in enumerate(inputs["attention_mask"].all(dim=1).tolist()) if full}
+    kept = f"you say {sorted(same)}; in fact {len(measured)} of {len(prompts)} keep their answer"
+    need(same in (measured, unpadded), f"{kept}. Where is the first new token of each row, and what stands before it?")
+    others = "In the others the answer begins after padding."
+    return f"rows without padding ({sorted(unpadded)}) answer as before. {others} Measured: {sorted(measured)}."
 
 
 @check
 def scaled_adapter(scale: Callable, *, load: Callable) -> str:
     """A function that multiplies the update of a loaded adapter; tried with the factors 1, 0.5 and 0 on fresh loads."""
 
-    def updates(factor: float | None) -> list[torch.Tensor]:
-        model = load()
-        if factor is not None and (returned := scale(model, factor)) is not None:
-            model = returned
+    def updates(model) -> list[torch.Tensor]:
         layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
-        need(bool(layers), "there is no adapter left on the model: scale it before it is merged.")
+        need(layers, "there is no adapter left on the model: scale it before it is merged.")
         return [layer.get_delta_weight("default").detach().float() for layer in layers[:6]]
 
-    full = updates(None)
+    full = updates(load())
     for factor in (1.0, 0.5, 0.0):
-        for before, after in zip(full, updates(factor), strict=True):
+        model = load()
+        for before, after in zip(full, updates(scale(model, factor) or model), strict=True):
             share = (after.norm() / before.norm()).item()
-            if factor == 0.5:
-                quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
-                unlike(share, factor, (0.25, quarter), near=0.08)
             left = f"with the factor {factor:g}, {share:.2f} of the update is left, not {factor:g}."
-            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), left)
+            quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
+            squared = factor == 0.5 and abs(share - 0.25) < 0.02
+            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), quarter if squared else left)
     return "1 leaves the adapter, 0 gives the base, and 0.5 lies half way: a merged model can be mixed like that."
