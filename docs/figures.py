@@ -38,16 +38,19 @@ WHAT = {
     "11": "continue after fine-tuning with GRPO and DPO",
 }
 METHODS = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}
-# a row of speed-7b.json, what the page calls it, and the row of unsloth-7b.json to set beside it
-SPEED = (
-    ("as published: fp32, padded", "LoRA as published: fp32, padded rows", None),
-    ("8,192 tokens a step", "LoRA on q and v, 8,192 tokens per step", None),
-    ("Liger kernels, 8,192", 'the same with `kernels="liger"`', None),
-    ("each layer compiled", "the same with `compile=True`", "LoRA q,v"),
-    ("all-linear, compiled, 8,192", "LoRA on all linear layers, compiled", "LoRA all-linear"),
-    ("QLoRA, compiled, 2,048", "QLoRA on q and v, 2,048 tokens per step, compiled", "QLoRA q,v, 2,048"),
-    ("full, compiled, 8,192", "full, bf16 with fp32 master copies, compiled", "full, fused AdamW"),
-)
+# rows of speed-7b.json, and what the page calls them
+SPEED = {
+    "as published: fp32, padded": "LoRA as published: fp32, padded rows",
+    "8,192 tokens a step": "LoRA on q and v, 8,192 tokens per step",
+    "Liger kernels, 8,192": 'the same with `kernels="liger"`',
+    "each layer compiled": "the same with `compile=True`",
+    "products in fp8, compiled": 'the same with `compile=True` and `products="fp8"`',
+    "all-linear, compiled, 8,192": "LoRA on all linear layers, compiled",
+    "all-linear, fp8, compiled, 8,192": 'LoRA on all linear layers, compiled, `products="fp8"`',
+    "QLoRA, compiled, 2,048": "QLoRA on q and v, 2,048 tokens per step, compiled",
+    "full, compiled, 8,192": "full, bf16 with fp32 master copies, compiled",
+    "full, fp8, compiled, 8,192": 'full, compiled, `products="fp8"`',
+}
 
 
 def table(rows: list[str]) -> str:
@@ -145,22 +148,34 @@ def profiles(page: Path) -> str:
 def speed(page: Path) -> str:
     """Tokens per second of the Llama-2-7B shape, by setting."""
     runs = {row["name"]: row for row in load_table("speed-7b")["rows"]}
-    rows = ["setting|tokens per second|TFLOP/s|peak memory"]
-    for name, label, _ in SPEED:
-        rows.append(f"{label}|{runs[name]['tokens_per_second']:,}|{runs[name]['tflops']}|{runs[name]['peak_gb']} GB")
+    rows = ["setting|tokens per second|TFLOP/s|peak memory|loss, first and last step"]
+    for name, label in SPEED.items():
+        run = runs[name]
+        losses = f"{run['first_losses'][0]:.3f}, {run['last_loss']:.3f}"
+        rows.append(f"{label}|{run['tokens_per_second']:,}|{run['tflops']}|{run['peak_gb']} GB|{losses}")
     return table(rows)
 
 
 def unsloth(page: Path) -> str:
     """The same rows through Unsloth: its trainer, and a plain loop over its model."""
-    here, there = ({row["name"]: row for row in load_table(name)["rows"]} for name in ("speed-7b", "unsloth-7b"))
-    rows = ["setting|here|Unsloth's trainer|Unsloth's model, plain loop"]
-    for name, label, rival in SPEED:
-        if rival:
-            runs = (here[name], there[rival].get("trainer"), there[rival].get("bare"))
+    rows = ["setting, compiled|here|Unsloth's trainer|Unsloth's model, plain loop"]
+    for row in load_table("unsloth-7b")["rows"]:
+        if "here" in row:
+            runs = (row["here"], row.get("trainer"), row.get("bare"))
             cells = (f"{run['tokens_per_second']:,}, {run['peak_gb']} GB" if run else "-" for run in runs)
-            rows.append(f"{label.replace('the same', 'LoRA on q and v')}|{'|'.join(cells)}")
+            rows.append(f"{row['name']}|{'|'.join(cells)}")
     return table(rows)
+
+
+def answers(page: Path) -> str:
+    """Seconds for 24 answers, as transformers gives them and with one step captured."""
+    known = load_table("answers-7b")
+    rows, names = ["24 answers of 128 tokens|first call|third call"], {}
+    for row in known["rows"]:
+        names.setdefault(row["name"], {})[row["call"]] = row["seconds"]
+    labels = {"generate": "`model.generate` of transformers", "one step captured": "`helpers.inference.generate`"}
+    rows += [f"{labels[name]}|{calls['first']} s|{calls['third']} s" for name, calls in names.items()]
+    return table(rows) + f"\n\n{known['equal_answers']} of {known['of']} answers are equal, token by token."
 
 
 def two_gpus(page: Path) -> str:
@@ -191,7 +206,7 @@ def story(page: Path) -> str:
     return f"![{panels.replace(chr(10), ' ')}]({image})\n\n{panels} Run on {device}, {last.finished[:10]}."
 
 
-BLOCKS = (notebooks, series_small, series_7b, machine, seats, profiles, speed, unsloth, two_gpus, story)
+BLOCKS = (notebooks, series_small, series_7b, machine, seats, profiles, speed, unsloth, answers, two_gpus, story)
 
 
 def pages() -> list[Path]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 from helpers.memory import GB, Prediction, Shape, predict
-from helpers.settings import Settings
+from helpers.settings import Settings, SettingsError
 
 import psutil
 import torch
@@ -158,7 +158,7 @@ def varlen_probe(device: str) -> str | None:
 
 
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
-    """How to use the device: precision, attention, kernels, frozen weights, compiling and checkpointing, with reasons.
+    """How to use the device: precision, attention, kernels, products, compiling and checkpointing, with reasons.
 
     Args:
         settings: a value other than None is your choice and is kept.
@@ -183,7 +183,7 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
         if settings.compile or not find_spec("liger_kernel"):
             why = "each layer is compiled" if settings.compile else "the package liger-kernel is not installed"
             chosen["kernels"] = ("torch", why)
-    chosen["frozen"] = ("plain", "products with frozen weights are as exact as all others")
+    chosen["products"] = ("plain", "matrix products run in the precision of the weights")
     chosen["compile"] = (False, "compiling takes longer than a short run can win back")
     chosen["loss"] = ("fast", "of the supervised tokens alone, where that equals the model's own loss")
     needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
@@ -232,7 +232,7 @@ def plan(
         proven: decisions that were made by trying the model, see :mod:`helpers.engine.paths`.
 
     Raises:
-        SettingsError: if the rows of a step cannot be divided among the processes.
+        SettingsError: if the rows of a step cannot be divided among the processes, or the model cannot use the attention.
         ValueError: if ``targets`` names a layer that the model does not have.
     """
     world, device = world or World(), describe()
@@ -241,6 +241,11 @@ def plan(
     if settings.batch_tokens:
         rows = {"batch": 1, "length": widest or settings.batch_tokens}
     proven = proven or {}
+    if not shape.sdpa:  # as Gemma-2's caps and the sinks of GPT-OSS
+        why = "this model's layers ask their attention for something that only transformers' own code computes"
+        if settings.attention not in (None, "eager"):
+            raise SettingsError(f"attention={settings.attention!r} cannot be used: {why}; leave attention at None")
+        proven = {"attention": {"value": "eager", "why": why}} | proven
     values = {name: choice["value"] for name, choice in (decide(settings, device, 0) | proven).items()}
     sizes = rows | {
         "rank": settings.rank,

@@ -12,7 +12,11 @@ from helpers.comparison import accuracy, accuracy_interval, by_method
 from helpers.memory import GB
 from helpers.records import RunRecord
 
+import pandas
+from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 STYLES = {  # of each method: colour, dashes of a line, hatching of a surface
@@ -29,7 +33,7 @@ PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "opti
 PARTS |= {"gradients": "#E69F00", "update": "#882255", "gathered": "#999999"}
 PARTS |= {"activations": "#009E73", "logits": "#CC79A7"}
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
-SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 
@@ -179,16 +183,74 @@ def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
     return axes
 
 
-def token_strip(tokens: list[str], supervised: list[bool], width: int = 88) -> str:
-    """The tokens of a row as HTML: supervised ones on a dark ground and underlined, masked ones plain; all escaped."""
-    pieces = []
-    for token, kept in zip(tokens, supervised, strict=True):
-        style = "background:#0072B2;color:white;text-decoration:underline" if kept else "background:#8883"
+def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
+    """A linear layer with its adapter, to scale: the input, W above A and B, and the sum of both ways."""
+    tall, thin = outputs / inputs, rank / inputs
+    boxes = (  # left, bottom, width, height, colour, label below
+        (0, 0, 0.03, 1, "#BBBBBB", f"input x\n{inputs} numbers"),
+        (0.8, 0, 1, tall, "#DDDDDD", f"W, frozen: {outputs} x {inputs}"),
+        (0.8, -0.75, 1, thin, COLOURS["lora"], f"A, trained: {rank} x {inputs}"),
+        (2.2, -1.2, thin, tall, COLOURS["lora"], f"B, trained: {outputs} x {rank}"),
+        (3.3, 0, 0.03, tall, "#BBBBBB", f"output\n{outputs} numbers"),
+    )
+    for left, bottom, width, height, colour, label in boxes:
+        axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="black", linewidth=0.6))
+        at, side = (0.12, "right") if left == 0 else (left + width / 2, "center")  # beside the way to A
+        axes.text(at, bottom - 0.05, label, ha=side, va="top", fontsize=10)
+    middle, low, sum_at = tall / 2, -0.75 + thin / 2, (2.8, tall / 2)
+    ways = {(0.06, middle): (0.77, middle), (0.06, 0.2): (0.77, low), (1.83, low): (2.17, low)}  # from, to
+    ways |= {(1.83, middle): (2.7, middle), (2.23 + thin, low): (2.76, middle - 0.1), (2.9, middle): (3.27, middle)}
+    for start, end in ways.items():
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->"})
+    axes.text(*sum_at, "+", ha="center", va="center", fontsize=14, bbox={"boxstyle": "circle,pad=0.15", "fc": "white"})
+    axes.text(2.62, low, "times \u03b1 / r", va="center", fontsize=10)
+    axes.set(xlim=(-0.75, 3.7), ylim=(-1.45, max(1, tall) + 0.1), aspect="equal")
+    axes.set_title(f"LoRA trains {rank * (inputs + outputs):,} numbers beside {inputs * outputs:,} frozen ones")
+    axes.axis("off")
+    return axes
+
+
+def _pieces(tokens: list[str], styles: list[str]) -> str:
+    """Tokens one after the other as HTML, each in its style, with spaces and line breaks made visible; all escaped."""
+    spans = []
+    for token, style in zip(tokens, styles, strict=True):
         shown = escape(token).replace("\n", "⏎").replace(" ", "·") or "∅"
-        pieces.append(f'<span style="{style};padding:1px 2px;margin:1px;border-radius:3px">{shown}</span>')
+        spans.append(f'<span style="{style};padding:1px 2px;margin:1px;border-radius:3px">{shown}</span>')
         if "\n" in token:
-            pieces.append("<br>")
-    return f'<div style="font-family:monospace;line-height:1.9;max-width:{width}ch">{"".join(pieces)}</div>'
+            spans.append("<br>")
+    return f'<div style="font-family:monospace;line-height:1.9;max-width:88ch">{"".join(spans)}</div>'
+
+
+PADDED, MASKED, SUPERVISED = "#FFFFFF", "#d9d9d9", "#0072B2"  # of padding, and of tokens that are read or learned
+TOKENS = ListedColormap([PADDED, MASKED, SUPERVISED])
+
+
+def token_strip(tokens: list[str], supervised: list[bool]) -> HTML:
+    """The tokens of a row: supervised ones on a dark ground and underlined, masked ones plain."""
+    learned = f"background:{SUPERVISED};color:white;text-decoration:underline"
+    return HTML(_pieces(tokens, [learned if each else f"background:{MASKED}88" for each in supervised]))
+
+
+def token_heat(tokens: list[str], losses: list[float]) -> HTML:
+    """The tokens of an answer, the darker the higher their loss in nats; above 0.5 the loss is written behind them."""
+    top, styles, texts = max(max(losses), 1e-9), [], []
+    for token, loss in zip(tokens, losses, strict=True):
+        styles.append(f"background:rgba(213,94,0,{0.05 + 0.9 * min(loss / top, 1) ** 0.5:.2f})")
+        texts.append(f"{token}[{loss:.1f}]" if loss >= 0.5 else token)
+    return HTML(_pieces(texts, styles))
+
+
+def passed(guards: list[dict]) -> HTML:
+    """One line that says how many checks held, and unfolds into what each of them saw."""
+    table = pandas.DataFrame(guards).to_html(index=False, escape=True, border=0)
+    return HTML(f"<details><summary><b>{len(guards)} checks passed</b> (unfold to see each)</summary>{table}</details>")
+
+
+def texts(frame: pandas.DataFrame, longest: int = 400):
+    """A table of what people and models wrote: escaped, wrapped between words, aligned to the top left."""
+    cut = frame.map(lambda text: text if not isinstance(text, str) or len(text) <= longest else f"{text[:longest]} …")
+    style = {"vertical-align": "top", "text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "break-word"}
+    return cut.style.hide(axis="index").format(escape="html").set_properties(**style)
 
 
 def sweep(records: list[RunRecord], axes: Axes) -> Axes:

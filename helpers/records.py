@@ -12,10 +12,11 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -24,7 +25,9 @@ from typing import get_type_hints
 
 VERSION = 1
 FILE_NAME = "record.json"
-CHECKPOINTS = "checkpoints"  # of an unfinished training, beside its record to be
+CHECKPOINTS = "checkpoints"  # the folder of an unfinished training's checkpoints
+CHECKPOINT = "checkpoint-[1-9][0-9]{0,8}"  # the name of each, with its step
+REFERENCE_NOTE = "reference record, not your run"
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
@@ -73,7 +76,11 @@ class RunRecord:
         self.status, self.finished = "ok", self.finished or now()
         path = Path(folder) / FILE_NAME
         write_atomically(path, json.dumps(_finite(asdict(self)), indent=1))
-        shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
+        for checkpoint in Path(folder, CHECKPOINTS).glob("checkpoint-*"):
+            if re.fullmatch(CHECKPOINT, checkpoint.name):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or holds something of yours
+            Path(folder, CHECKPOINTS).rmdir()
         return path
 
 
@@ -244,8 +251,9 @@ def _ordered(runs: list[RunRecord]) -> list[RunRecord]:
 
 
 def load_reference(name: str) -> list[RunRecord]:
-    """The committed records of a reference series, such as ``small-cpu``: ``helpers/reference/<name>/*.json``."""
-    return _ordered([load(path) for path in (REFERENCE / name).glob("*.json")])
+    """The committed records of a reference series, such as ``small-cpu``, each marked as such in its note."""
+    runs = [load(path) for path in (REFERENCE / name).glob("*.json")]
+    return _ordered([replace(r, note="; ".join(filter(None, (REFERENCE_NOTE, r.note)))) for r in runs])
 
 
 def load_table(name: str) -> dict:

@@ -61,9 +61,7 @@ class Settings:
     checkpointing: bool | None = None
     kernels: str | None = None  # "liger" or "torch": who computes norms, rotations and gates on a GPU
     compile: bool | None = None  # each decoder layer by torch.compile: pays in long runs of one shape
-    frozen: str | None = (
-        None  # "fp8": products with frozen weights in fp8, under an adapter; None: as all other products
-    )
+    products: str | None = None  # "fp8": the matrix products of the decoder layers in fp8; "plain": in `precision`
     batch_tokens: int | None = None  # pack whole rows into micro-batches of this many tokens
     devices: int | None = None  # that helpers.engine.launch starts a process for; nothing else looks at it
     # the evaluation
@@ -153,7 +151,7 @@ _CHOICES = {
     "precision": ("bf16", "fp32"),
     "attention": ("varlen", "sdpa", "eager"),
     "kernels": ("liger", "torch"),
-    "frozen": ("plain", "fp8"),
+    "products": ("plain", "fp8"),
     "report_to": ("none", "tensorboard"),
     "schedule": ("constant", "constant_with_warmup", "linear", "cosine"),
 }

@@ -2,13 +2,16 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` as transformers' Trainer writes it, with the trained weights as
 safetensors. ``checkpoint.json`` is written last, in one step: it holds size and sha256 of each file, what the run was
-given, and its steps so far. A folder without it was never finished.
+given, its steps so far, and a hash of itself. A folder without it was never finished. Nothing else in the folder of the
+checkpoints is touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -17,7 +20,7 @@ from pathlib import Path
 from helpers.device import Plan
 from helpers.engine.preflight import TrainingError, disk_space, whole
 from helpers.models import adapter_config, folder_sizes
-from helpers.records import CHECKPOINTS, write_atomically
+from helpers.records import CHECKPOINT, CHECKPOINTS, read_json, write_atomically
 from helpers.settings import Settings, shown
 from helpers.sources import Base, sha256
 
@@ -70,9 +73,9 @@ class Checkpoints:
             TrainingError: if it belongs to a run with other settings.
         """
         newest = self._newest() if resume else None
-        for entry in self.folder.glob("*"):
+        for entry in self._found().values():
             if not newest or entry != newest.folder:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
         self.folder.mkdir(parents=True, exist_ok=True)
         for reason in self.passed_over:
             print(f"passed over: {reason}")
@@ -82,17 +85,18 @@ class Checkpoints:
             print("no whole checkpoint is left: starting again from step 0")
         return newest
 
+    def _found(self) -> dict[int, Path]:
+        """The folders, and links to folders, that have the name of a checkpoint, by step."""
+        folders = {f.name: f for f in self.folder.glob("checkpoint-*") if f.is_dir() or f.is_symlink()}
+        return {int(n[11:]): f for n, f in folders.items() if re.fullmatch(CHECKPOINT, n)}
+
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint whose writing was finished."""
-        return max(
-            (int(f.parent.name.rpartition("-")[2]) for f in self.folder.glob(f"checkpoint-*/{SEAL}")), default=None
-        )
+        return max((step for step, folder in self._found().items() if (folder / SEAL).is_file()), default=None)
 
     def _newest(self) -> Checkpoint | None:
-        steps = [int(f.name.rpartition("-")[2]) for f in self.folder.glob("checkpoint-*") if f.name[11:].isdigit()]
-        for step in sorted(steps, reverse=True):
-            folder = self.folder / f"checkpoint-{step}"
-            seal, fault = _read(folder)
+        for step, folder in sorted(self._found().items(), reverse=True):
+            seal, fault = _read(folder, step)
             if fault:
                 self.passed_over.append(f"{folder.name}: {fault}")
                 continue
@@ -128,25 +132,35 @@ class Checkpoints:
                 for name, number in folder_sizes(folder).items()
             }
             seal = {"conditions": self.conditions, "files": files, "steps": steps, "seconds": seconds}
-            write_atomically(folder / SEAL, json.dumps(seal, indent=1))
+            write_atomically(folder / SEAL, json.dumps(seal | {"seal": _hash(seal)}, indent=1))
 
 
-def _read(folder: Path) -> tuple[dict, str | None]:
+def _hash(seal: dict) -> str:
+    return hashlib.sha256(json.dumps(seal).encode()).hexdigest()
+
+
+def _read(folder: Path, step: int) -> tuple[dict, str | None]:
     """The seal of a checkpoint and what is wrong with it, None where it is whole."""
+    if folder.is_symlink():
+        return {}, f"it is a link to {folder.readlink()}"
     try:
-        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        seal = read_json(folder / SEAL, ValueError)
     except FileNotFoundError:
         return {}, f"its writing was never finished ({SEAL}, written last, is not there)"
     except ValueError:
         return {}, f"{SEAL} is damaged"
+    if seal.pop("seal", None) != _hash(seal):
+        return {}, f"{SEAL} is damaged"
+    if seal["steps"][-1]["step"] != step:
+        return {}, f"it was renamed: it holds step {seal['steps'][-1]['step']}"
     for name, expected in seal["files"].items():
         file = folder / name
         if not file.is_file():
-            return seal, f"{name} is missing"
+            return {}, f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
-            return seal, f"{name} has {file.stat().st_size} of {expected['bytes']} bytes"
+            return {}, f"{name} has {file.stat().st_size} of {expected['bytes']} bytes"
         if sha256(file) != expected["sha256"]:
-            return seal, f"{name} is damaged: its sha256 is not the one in {SEAL}"
+            return {}, f"{name} is damaged: its sha256 is not the one in {SEAL}"
     return seal, None
 
 

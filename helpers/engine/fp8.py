@@ -1,11 +1,14 @@
-"""Products with frozen weights in fp8, under LoRA.
+"""The matrix products of the decoder layers in fp8.
 
-A frozen weight needs no gradient, so training multiplies with it twice: forward, and for the gradient of its input. Its
-copies in fp8 are made once, each scaled by the rows of its own product; what is multiplied with them is scaled by row when
-it arrives. The adapter's own products stay in bf16, from the input before it was rounded. Two copies in fp8 take the memory
-of one in bf16, so the bf16 weight waits in main memory until the training ends.
+Under an adapter the weight is frozen and needs no gradient, so training multiplies with it twice: forward, and for the
+gradient of its input. Its fp8 copies are made once, each scaled by the rows of its own product; what is multiplied with
+them is scaled by row when it arrives. The adapter's own products stay in bf16, from the input before it was rounded. Two
+copies in fp8 take the memory of one in bf16, so the bf16 weight waits in main memory until the training ends.
 
-Run on NVIDIA H100. By documentation MI300X has the same product with another fp8 format; it was not run there.
+In full fine-tuning the weight changes with every step, so it is quantised at each use. Its own gradient, the third
+product, stays in bf16: it is what the optimizer adds up.
+
+Run on NVIDIA H100 and H200. By documentation MI300X has the same product with another fp8 format; it was not run there.
 """
 
 from __future__ import annotations
@@ -67,6 +70,30 @@ class Fp8Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+class _Trained(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, dtype):
+        ctx.save_for_backward(x, weight)
+        ctx.dtype = dtype
+        return product(*quantise(x, dtype), *quantise(weight, dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_input = product(*quantise(grad, ctx.dtype), *quantise(weight.t().contiguous(), ctx.dtype))
+        return by_input, grad.t() @ x, None
+
+
+class Fp8TrainedLinear(nn.Linear):
+    """A linear layer whose weight is trained. Input (..., in), output (..., out), weight and gradients all bf16."""
+
+    def forward(self, x):
+        out = _Trained.apply(x.reshape(-1, x.shape[-1]), self.weight, self.fp8_dtype)
+        out = out.reshape(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+
 def probe(device: str) -> str | None:
     """Whether this device has the product: None if it is right, otherwise what is wrong."""
     if device == "cpu":
@@ -81,20 +108,22 @@ def probe(device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def frozen_in_fp8(model: nn.Module) -> Iterator[None]:
-    """Every frozen linear layer of the decoder blocks in fp8 while the block runs, and bit for bit as before afterwards."""
+def products_in_fp8(model: nn.Module) -> Iterator[None]:
+    """Every linear layer of the decoder blocks in fp8 while the block runs; frozen weights are bit for bit as before afterwards."""
     blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    swapped = []
-    for parent in list(blocks.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear and not layer.weight.requires_grad:
-                device = layer.weight.device
-                setattr(parent, name, Fp8Linear(layer))
-                layer.weight.data = layer.weight.data.cpu()
-                swapped.append((parent, name, layer, device))
+    layers = [(p, name, m) for p in blocks.modules() for name, m in p.named_children() if type(m) is nn.Linear]
+    adapted = not all(weight.requires_grad for _, _, layer in layers for weight in layer.parameters())
+    devices = {layer: layer.weight.device for _, _, layer in layers}
+    for parent, name, layer in layers:
+        if not adapted:
+            layer.fp8_dtype, layer.__class__ = fp8_dtype(), Fp8TrainedLinear
+        elif not layer.weight.requires_grad:
+            setattr(parent, name, Fp8Linear(layer))
+            layer.weight.data = layer.weight.data.cpu()
     try:
         yield
     finally:
-        for parent, name, layer, device in swapped:
+        for parent, name, layer in layers:
+            layer.__class__ = nn.Linear
             setattr(parent, name, layer)
-            layer.weight.data = layer.weight.data.to(device)
+            layer.weight.data = layer.weight.data.to(devices[layer])

@@ -81,20 +81,20 @@ def device_memory(plan: Plan) -> None:
 
 
 def fp8_runs(plan: Plan, method: str) -> None:
-    """Refuse fp8 for frozen weights where there are none, or where this device cannot multiply them.
+    """Refuse fp8 products where the weights are not bf16, or where this device does not have them.
 
     Raises:
         TrainingError: says why, and what to set instead.
     """
-    if plan.value("frozen") != "fp8":
+    if plan.value("products") != "fp8":
         return
     wrong = probe(plan.device.torch_name)
-    if method in ("full", "qlora"):
-        wrong = f"{method} has no frozen weights in bf16"
+    if method == "qlora":
+        wrong = "qlora keeps its weights in 4 bits"
     elif plan.value("precision") != "bf16":
         wrong = "the arithmetic is not bf16"
     if wrong:
-        raise TrainingError(f"frozen='fp8' cannot be used for this run ({wrong}): leave `frozen` at None")
+        raise TrainingError(f"products='fp8' cannot be used for this run ({wrong}): leave `products` at None")
 
 
 def disk_space(folder: Path, needed: int, what: str) -> None:

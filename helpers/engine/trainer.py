@@ -13,7 +13,7 @@ from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
-from helpers.engine.fp8 import frozen_in_fp8
+from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
@@ -42,7 +42,9 @@ class Trainer(SFTTrainer):
     def __init__(self, *arguments, **options):
         model = options["model"]
         weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        config, before = vars(model.config.get_text_config()), dict(vars(model.config.get_text_config()))
         super().__init__(*arguments, **options)
+        config.update(before)  # TRL and transformers change it: the loss of a mixture, the cache, the end token
         for name, p in model.named_parameters():  # TRL rounds an adapter on a 4-bit base to bf16, in an fp32 run too
             p.data = weights.get(name, p.data)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
@@ -210,7 +212,7 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = decoder_blocks(base) if plan.value("compile") else []
-    in_fp8 = frozen_in_fp8(base) if plan.value("frozen") == "fp8" else contextlib.nullcontext()
+    in_fp8 = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)

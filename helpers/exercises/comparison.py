@@ -44,9 +44,9 @@ def refused(unfair: RunRecord, *, records: list[RunRecord]) -> str:
     try:
         comparability([*records, unfair])
     except NotComparable as reason:
-        rows = "refused because of its evaluation rows: that was step 2. Find another difference."
+        rows = "refused for its evaluation rows. Find another difference that spoils a comparison."
         need(not str(reason).startswith("evaluation rows"), rows)
         return f"refused: {reason}."
     changed = [name for name in vars(unfair) if all(getattr(unfair, name) != getattr(r, name) for r in records)]
     seen = f"this record is accepted. Changed: {', '.join(changed) or 'nothing'}."
-    raise NotYet(f"{seen} A seed or a rate may differ between two runs; what must not is in the first table of step 2.")
+    raise NotYet(f"{seen} A seed or a rate may differ between two runs; what must not is in the first table of step 1.")

@@ -103,7 +103,7 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
     tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     losses = []
     with quiet(), fast(model, ours):
-        trainer = make_trainer(model, settings, ours, order, tokenizer, collator(settings, ours, tokenizer, longest),
+        trainer = make_trainer(model, settings, ours, order, tokenizer, collator(settings, ours, tokenizer, order),
                                Path("/tmp/speed"), [clock])  # fmt: skip
         started = time.perf_counter()
         if profile:
@@ -137,14 +137,15 @@ LADDER = [
     ("rows end to end, varlen attention", "lora", QV | PLAIN),
     ("8,192 tokens a step", "lora", QV | PLAIN | {"batch_tokens": 8192}),
     ("each layer compiled", "lora", QV | {"batch_tokens": 8192, "compile": True}),
-    ("frozen weights in fp8, compiled", "lora", QV | {"batch_tokens": 8192, "compile": True, "frozen": "fp8"}),
+    ("products in fp8, compiled", "lora", QV | {"batch_tokens": 8192, "compile": True, "products": "fp8"}),
     ("16,384 tokens a step, compiled", "lora", QV | {"batch_tokens": 16384, "compile": True}),
     ("full, compiled, 8,192", "full", {"batch_tokens": 8192, "compile": True}),
+    ("full, fp8, compiled, 8,192", "full", {"batch_tokens": 8192, "compile": True, "products": "fp8"}),
     ("all-linear, compiled, 8,192", "lora", {"targets": "all-linear", "batch_tokens": 8192, "compile": True}),
     (
         "all-linear, fp8, compiled, 8,192",
         "lora",
-        {"targets": "all-linear", "batch_tokens": 8192, "compile": True, "frozen": "fp8"},
+        {"targets": "all-linear", "batch_tokens": 8192, "compile": True, "products": "fp8"},
     ),
     ("QLoRA, 2,048", "qlora", QV | PLAIN | {"batch_tokens": 2048}),
     ("QLoRA, compiled, 2,048", "qlora", QV | {"batch_tokens": 2048, "compile": True}),

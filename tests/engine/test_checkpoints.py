@@ -148,21 +148,6 @@ def test_a_truncated_checkpoint_is_passed_over(unfinished, straight, data, capsy
     assert resumed.record.training["passed_over"][0].startswith("checkpoint-8")
 
 
-@pytest.mark.parametrize(
-    ("name", "spoil", "words"),
-    [
-        (WEIGHTS, lambda f: f.write_bytes(f.read_bytes()[:-64] + bytes(64)), f"{WEIGHTS} is damaged"),
-        (SEAL, lambda f: f.write_bytes(f.read_bytes()[:-50]), f"{SEAL} is damaged"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over_and_removed(unfinished, data, capsys, name, spoil, words):
-    settings, folder = unfinished
-    spoil(folder / "checkpoint-8" / name)
-    assert begin(settings, data).step == 4
-    assert f"passed over: checkpoint-8: {words}" in capsys.readouterr().out
-    assert [f.name for f in folder.iterdir()] == ["checkpoint-4"]  # what is broken does not stay
-
-
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "trainer_state.json"])
 def test_a_checkpoint_that_lacks_a_file_is_passed_over(unfinished, data, capsys, name):
     settings, folder = unfinished

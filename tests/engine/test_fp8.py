@@ -48,7 +48,7 @@ def test_rows_of_any_size_use_the_whole_range_of_the_format():
 
 def test_loss_and_gradients_are_near_those_of_bf16(model):
     loss, gradients = loss_and_gradients(model)
-    with fp8.frozen_in_fp8(model):
+    with fp8.products_in_fp8(model):
         near, approximate = loss_and_gradients(model)
     assert near != loss and near == pytest.approx(loss, rel=0.02)
     assert torch.cosine_similarity(approximate, gradients, dim=0) > 0.98
@@ -56,46 +56,68 @@ def test_loss_and_gradients_are_near_those_of_bf16(model):
 
 def test_only_frozen_layers_are_swapped_and_all_come_back_bit_for_bit(model):
     before = {name: value.clone() for name, value in model.named_parameters()}
-    with fp8.frozen_in_fp8(model):
+    with fp8.products_in_fp8(model):
         swapped = [name for name, module in model.named_modules() if isinstance(module, fp8.Fp8Linear)]
         assert len(swapped) == 2 * 7 and all("lora" not in name.split(".")[-1] for name in swapped)
     assert {n: v.dtype for n, v in model.named_parameters()} == {n: v.dtype for n, v in before.items()}
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def test_trained_weights_stay_bf16_and_get_near_gradients():
+    torch.manual_seed(0)
+    full = TINY.change(method="full")
+    model = to_train(load_base(resolve(full), "bf16"), full, "bf16")
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    loss, gradients = loss_and_gradients(model)
+    with fp8.products_in_fp8(model):
+        assert sum(isinstance(module, fp8.Fp8TrainedLinear) for module in model.modules()) == 2 * 7
+        near, approximate = loss_and_gradients(model)
+    assert near != loss and near == pytest.approx(loss, rel=0.02)
+    assert torch.cosine_similarity(approximate, gradients, dim=0) > 0.98
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert not any(isinstance(module, fp8.Fp8TrainedLinear) for module in model.modules())
+    assert loss_and_gradients(model)[0] == loss
+
+
 def test_an_error_inside_restores_the_model_too(model):
-    with pytest.raises(RuntimeError), fp8.frozen_in_fp8(model):
+    with pytest.raises(RuntimeError), fp8.products_in_fp8(model):
         raise RuntimeError("in the middle")
     assert not any(isinstance(module, fp8.Fp8Linear) for module in model.modules())
 
 
-def test_a_whole_training_learns_and_its_record_says_so(tmp_path, data, monkeypatch):
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_whole_training_learns_and_its_record_says_so(method, tmp_path, data, monkeypatch):
     monkeypatch.setattr(
         preflight, "probe", lambda device: None
     )  # a CPU emulates the products, which a user may not ask for
     runs = {
-        frozen: train(TINY.change(runs_dir=str(tmp_path / frozen), max_steps=12, frozen=frozen), data).record
-        for frozen in ("plain", "fp8")
+        products: train(
+            settings_for("tiny", method, precision="bf16").change(
+                runs_dir=str(tmp_path / products), max_steps=12, products=products
+            ),
+            data,
+        ).record
+        for products in ("plain", "fp8")
     }
-    assert runs["fp8"].decisions["frozen"] == {"value": "fp8", "why": "set by you"}
+    assert runs["fp8"].decisions["products"] == {"value": "fp8", "why": "set by you"}
     last = {name: record.training["validation_loss"][-1] for name, record in runs.items()}
     assert last["fp8"] != last["plain"] and last["fp8"] == pytest.approx(last["plain"], rel=0.02)
-    assert "frozen weights did not change" in {guard["name"] for guard in runs["fp8"].guards}
+    assert method == "full" or "frozen weights did not change" in {guard["name"] for guard in runs["fp8"].guards}
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({}, "a CPU has no fp8 products"),
-        ({"method": "full"}, "full has no frozen weights"),
-        ({"method": "qlora"}, "qlora has no frozen weights"),
+        ({"method": "full"}, "a CPU has no fp8 products"),
+        ({"method": "qlora"}, "qlora keeps its weights in 4 bits"),
         ({"precision": "fp32"}, "."),
     ],
 )
 def test_it_is_refused_with_the_reason(changes, why):
-    settings = TINY.change(frozen="fp8", **changes)
+    settings = TINY.change(products="fp8", **changes)
     with pytest.raises(
-        TrainingError, match=f"frozen='fp8' cannot be used for this run .*{why}.*leave `frozen` at None"
+        TrainingError, match=f"products='fp8' cannot be used for this run .*{why}.*leave `products` at None"
     ):
         preflight.fp8_runs(plan(settings, resolve(settings).shape), settings.method)
 

@@ -69,12 +69,14 @@ def test_a_killed_kernel_is_noticed_and_its_children_end(book):
         ("import sys; sys.exit(0)", "failed", "SystemExit: 0, and the cells after it never ran"),
         ("get_ipython().showtraceback = lambda *a, **k: None\n1 / 0", "failed", "ZeroDivisionError: division by zero, and"),
         ("raise OSError(28, 'No space left on device')", "failed", "OSError: [Errno 28] No space left on device; free some space"),
+        ("import helpers.records as r\nr.load('/nowhere/record.json')", "failed", "RecordError: there is no finished run in nowhere"),
     ],
 )  # fmt: skip
 def test_the_reason_of_a_failure_is_named(book, cell, end, why):
     book.write("00_any", cell, "print('never')")
     assert book.run() == end
     assert book.entry("00_any")["why"].startswith(why) and book.entry("00_any")["cell"] == 3
+    assert "RecordError" not in why or book.entry("00_any")["last_lines"].count("\n") == 0, "a sentence, no traceback"
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_authors_own_markdown_may_hold_html(tmp_path):
 
 
 def test_a_strip_of_tokens_is_escaped():
-    assert HOSTILE not in token_strip([HOSTILE], [True])
+    assert HOSTILE not in token_strip([HOSTILE], [True]).data
 
 
 def test_the_first_page_escapes_what_it_shows(tmp_path):
