@@ -50,7 +50,7 @@ def test_09_wrong_answers_are_told_why():
     ladder = {"found": [rung("start", 100, "fp32"), rung("bf16", 300), rung("more", 500), rung("most", 510)],
               "ceiling": {"fp32": 200, "bf16": 1000}}  # fmt: skip
     assert speed.best_levers("bf16", "more", **ladder).state == "right"
-    for faster, closer, why in (("most", "more", "stands highest"), ("more", "more", "below it"), ("start", "more", "starts there"),
+    for faster, closer, why in (("most", "more", "is the highest"), ("more", "more", "below it"), ("start", "more", "starts there"),
                                 ("fast", "more", "no rung is called"), ("bf16", "bf16", "-20.0 points"),
                                 ("bf16", "most", "+1.0 points")):  # fmt: skip
         assert why in speed.best_levers(faster, closer, **ladder).message
