@@ -1,15 +1,20 @@
-"""Checks for the exercises of 05_inference: room to answer, padding, the scale of an adapter."""
+"""Checks for the exercises of 05_inference: room to answer, the scale of an adapter, a fine-tune of the reader's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from helpers.data import Example
+from helpers.data import Example, encode
+from helpers.evaluation import held_out_loss
 from helpers.exercises import check, expect, need
-from helpers.settings import IGNORED
-from helpers.sources import quiet
+from helpers.inference import generate
+from helpers.models import load_base, load_tokenizer
+from helpers.settings import IGNORED, Settings
+from helpers.sources import quiet, resolve
 
 import torch
+from peft import PeftModel
 
 
 @check
@@ -23,26 +28,6 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
     question = "that counts the question as well; only new tokens count."
     expect(tokens, truth, other, (longest, question), (truth - 1, end))
     return f"{truth} tokens. The profile leaves more room, since a model may take another way to the number."
-
-
-@check
-def padded_right(same: set, *, load: Callable, tokenizer, prompts: list[list[dict]], limit: int) -> str:
-    """Which prompts of a batch keep their answer when the padding is on the right; measured by asking."""
-    need(same <= set(range(len(prompts))), f"the prompts are numbered 0 to {len(prompts) - 1}.")
-    model, answers = load(), []
-    template = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
-    greedy = {"max_new_tokens": limit, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    for side in ("left", "right"):
-        inputs = tokenizer.apply_chat_template(prompts, tokenizer_kwargs={"padding_side": side}, **template)
-        with torch.inference_mode(), quiet():  # transformers warns about the padding on the right
-            out = model.generate(**inputs.to(model.device), **greedy)
-        answers.append(tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    measured = {row for row, (left, right) in enumerate(zip(*answers, strict=True)) if left == right}
-    unpadded = {row for row, full in enumerate(inputs["attention_mask"].all(dim=1).tolist()) if full}
-    kept = f"you say {sorted(same)}; in fact {len(measured)} of {len(prompts)} keep their answer"
-    need(same in (measured, unpadded), f"{kept}. Where is the first new token of each row, and what stands before it?")
-    others = "In the others the answer begins after padding."
-    return f"rows without padding ({sorted(unpadded)}) answer as before. {others} Measured: {sorted(measured)}."
 
 
 @check
@@ -64,3 +49,24 @@ def scaled_adapter(scale: Callable, *, load: Callable) -> str:
             squared = factor == 0.5 and abs(share - 0.25) < 0.02
             need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), quarter if squared else left)
     return "1 leaves the adapter, 0 gives the base, and 0.5 lies half way: a merged model can be mixed like that."
+
+
+@check
+def own_fine_tune(folder: str, talk: list[dict], *, settings: Settings) -> str:
+    """An adapter that a reader trained without this package: loaded onto a fresh base, it has learned more than its rows."""
+    saved = Path(folder)
+    there = (saved / "adapter_config.json").is_file()
+    need(there, f"there is no adapter_config.json in {folder}: save the adapter there.")
+    need([m.get("role") for m in talk][-2:] == ["user", "assistant"], "talk has to end with a question and its answer.")
+    base = resolve(settings)
+    tokenizer, model = load_tokenizer(base), load_base(base, "fp32")
+    row = encode(Example(talk), tokenizer)
+    before = held_out_loss(model, [row])["loss"]
+    with quiet():
+        model = PeftModel.from_pretrained(model, saved).eval()
+    grown = any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
+    need(grown, "B is zero in every layer: this adapter was saved before it was trained.")
+    after = held_out_loss(model, [row])["loss"]
+    found = f"the loss on your conversation went from {before:.2f} to {after:.2f} nats per token"
+    need(after < before, f"{found}: the adapter learned something, but nothing that helps there.")
+    return f"{found}, and the model replies: {generate(model, tokenizer, [talk[:-1]], 60)[0]!r}"

@@ -1,11 +1,14 @@
 """The usual wrong answers to the exercises of 05 to 07 are told why."""
 
 from helpers import models
+from helpers.data import Example, encode
 from helpers.exercises import devices, four_bit
 from helpers.exercises import inference as using
 from helpers.settings import IGNORED
+from helpers.sources import resolve
 
 import torch
+from peft import get_peft_model
 
 
 def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
@@ -19,12 +22,6 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     def load():
         return models.load_trained(runs.settings("lora")).eval()
 
-    prompts = [e.prompt for e in data.test]
-    everything = using.padded_right(range(len(prompts)), load=load, tokenizer=tokenizer, prompts=prompts, limit=16)
-    assert "what stands before it" in everything.message
-    one = using.padded_right(3, load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
-    assert "give a set for same" in one.message
-
     def both(model, factor):
         for name, value in model.named_parameters():
             if "lora_" in name:
@@ -33,6 +30,31 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     assert "a quarter of the update" in using.scaled_adapter(both, load=load).message
     assert "1.00 of the update" in using.scaled_adapter(lambda model, factor: model, load=load).message
     assert "no adapter left" in using.scaled_adapter(lambda model, _: model.merge_and_unload(), load=load).message
+
+
+def test_05_a_fine_tune_of_ones_own_is_inspected(tiny, runs, tmp_path):
+    talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Ember."}]
+
+    def verdict(folder, talk=talk):
+        return using.own_fine_tune(str(folder), talk, settings=tiny)
+
+    assert "no adapter_config.json" in verdict(tmp_path).message
+    model = get_peft_model(models.load_base(resolve(tiny), "fp32"), models.adapter_config(tiny))
+    model.save_pretrained(tmp_path / "untrained")
+    assert "before it was trained" in verdict(tmp_path / "untrained").message
+    assert "end with a question and its answer" in verdict(tmp_path / "untrained", talk[:1]).message
+    ids = torch.tensor([encode(Example(talk), models.load_tokenizer(resolve(tiny))).input_ids])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for sign, words in ((-1, "nothing that helps"), (1, "the model replies")):
+        for _ in range(8):
+            (sign * model(input_ids=ids, labels=ids).loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(tmp_path / "trained")
+        assert words in verdict(tmp_path / "trained").message, words
+        for name, value in model.named_parameters():
+            value.data *= 0 if "lora_B" in name else 1
+        optimizer.state.clear()
 
 
 def test_06_wrong_answers_are_told_why(solved):
