@@ -259,7 +259,8 @@ def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no saved model in {shown(folder)}")
     model = read_model(folder, dtype="auto", attn_implementation=attention, device_map=device)
-    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with reading(folder):
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def on_dequantised(settings: Settings, device: str = "cpu"):
