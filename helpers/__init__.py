@@ -1,6 +1,6 @@
 """What the fine-tuning notebooks share: settings, data, models, training, evaluation, records, figures.
 
-Import it first: it keeps three notices of the libraries out of the notebooks, none of which concerns your work. In a
+Import it first: it keeps some notices of the libraries out of the notebooks, none of which concerns your work. In a
 notebook it also makes tables and figures easier to read.
 """
 
@@ -12,6 +12,8 @@ import warnings
 warnings.filterwarnings("ignore", message="IProgress not found")
 # transformers: two of its own names will change in its next major version; the constraints pin this one
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+# peft: the layers of GPT-2 hold their weights the other way round, which it finds out and handles by itself
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
 # bitsandbytes: an optional CPU kernel for 4-bit inference is not installed; no lesson uses it
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

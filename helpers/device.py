@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 from helpers.memory import GB, Prediction, Shape, predict
-from helpers.settings import Settings
+from helpers.settings import Settings, SettingsError
 
 import psutil
 import torch
@@ -232,7 +232,7 @@ def plan(
         proven: decisions that were made by trying the model, see :mod:`helpers.engine.paths`.
 
     Raises:
-        SettingsError: if the rows of a step cannot be divided among the processes.
+        SettingsError: if the rows of a step cannot be divided among the processes, or the model cannot use the attention.
         ValueError: if ``targets`` names a layer that the model does not have.
     """
     world, device = world or World(), describe()
@@ -241,6 +241,11 @@ def plan(
     if settings.batch_tokens:
         rows = {"batch": 1, "length": widest or settings.batch_tokens}
     proven = proven or {}
+    if not shape.sdpa:  # as Gemma-2's caps and the sinks of GPT-OSS
+        why = "this model's layers ask their attention for something that only transformers' own code computes"
+        if settings.attention not in (None, "eager"):
+            raise SettingsError(f"attention={settings.attention!r} cannot be used: {why}; leave attention at None")
+        proven = {"attention": {"value": "eager", "why": why}} | proven
     values = {name: choice["value"] for name, choice in (decide(settings, device, 0) | proven).items()}
     sizes = rows | {
         "rank": settings.rank,

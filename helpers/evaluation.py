@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from helpers.data import Data, Example, fingerprint, unrelated
 from helpers.inference import generate
 from helpers.settings import IGNORED
-from helpers.sources import answer_of
+from helpers.sources import answer_of, quiet
 
 import torch
 
@@ -84,11 +84,13 @@ def _sdpa(model, settings) -> Iterator[None]:
     """SDPA while a model answers, unless you chose the attention: token by token it is faster on a CPU too, where training
     is faster without it (see helpers.device)."""
     usual = model.config._attn_implementation
-    model.set_attn_implementation("sdpa" if settings.attention is None else usual)
+    with quiet():  # some families cannot change theirs, and say so
+        model.set_attn_implementation("sdpa" if settings.attention is None and model._supports_sdpa else usual)
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        with quiet():
+            model.set_attn_implementation(usual)
 
 
 def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> dict:

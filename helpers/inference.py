@@ -34,7 +34,7 @@ def generate(
     inputs = inputs.to(model.device)
     was_training = model.training
     model.eval()
-    options = _greedy(tokenizer, max_new_tokens)
+    options = _greedy(model, tokenizer, max_new_tokens)
     with torch.inference_mode():
         out = _replay(model, **inputs, **options) if model.device.type == "cuda" else None
         out = model.generate(**inputs, **options) if out is None else out
@@ -43,11 +43,13 @@ def generate(
     return [text.strip() for text in answers]
 
 
-def _greedy(tokenizer, max_new_tokens: int) -> dict:
+def _greedy(model, tokenizer, max_new_tokens: int) -> dict:
     """Options of ``model.generate``: always the likeliest token, until a token that ends the turn or the limit."""
     switched_off = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     stops = sorted(end_tokens(tokenizer) | {tokenizer.eos_token_id} - {None})
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": stops}
+    if getattr(model.config.get_text_config(), "output_router_logits", False):  # of a mixture: for training alone
+        ends["output_router_logits"] = False
     return {"max_new_tokens": max_new_tokens, "use_cache": True} | switched_off | ends
 
 
@@ -111,7 +113,7 @@ def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64)
     def work() -> None:
         try:
             with torch.inference_mode():
-                model.generate(**inputs, streamer=streamer, **_greedy(tokenizer, max_new_tokens))
+                model.generate(**inputs, streamer=streamer, **_greedy(model, tokenizer, max_new_tokens))
         except BaseException as error:
             failures.append(error)
             streamer.end()

@@ -37,6 +37,7 @@ class Shape:
     linears: dict[str, tuple[int, int]] = None  # features in and out of each linear layer but the output head, by name
     copies: dict[str, int] = None  # how many layers of that name the model holds
     parameters: int = None
+    sdpa: bool = True  # whether torch's scaled_dot_product_attention does all that a layer asks for
 
     def __post_init__(self):
         if self.linears is None:
@@ -81,6 +82,7 @@ class Shape:
             linears=linears,
             copies=dict(Counter(names.values())),
             parameters=sum(p.numel() for p in model.parameters()),
+            sdpa=model._supports_sdpa,
         )
 
     @property

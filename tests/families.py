@@ -13,9 +13,19 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler, set_seed
 
 SIZES = {
-    "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
-}  # fmt: skip
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+SIZES |= {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
 GPT2 = {
     "n_embd": 32,
     "n_layer": 2,
@@ -47,6 +57,7 @@ FAMILIES = {
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "phi-bias": ("phi", {}),
     "cohere": ("cohere", {"logit_scale": 0.25}),
+    "gpt-oss-sinks": ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "sliding_window": 8}),
 }
 
 

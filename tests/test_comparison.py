@@ -1,5 +1,6 @@
 """Statistics against known values, refusals, and sentences that follow the numbers."""
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,41 +68,91 @@ def _scored(record, right: list[int], seed: int = 0):
     return replace(record, seed=seed, evaluation=record.evaluation | {"exact_match": right})
 
 
-def test_conclusions_follow_the_numbers(runs):
-    lora, full = runs.lora.record, runs.full.record
-    worse, better = [1] * 5 + [0] * 15, [1] * 18 + [0] * 2
-    assert any("full is better" in s for s in conclusions([_scored(lora, worse), _scored(full, better)]))
-    assert any("lora is better" in s for s in conclusions([_scored(lora, better), _scored(full, worse)]))
-    assert any("no difference shown" in s for s in conclusions([_scored(lora, worse), _scored(full, worse)]))
-    whole = replace(full, training=full.training | {"trainable": 1600 * lora.training["trainable"]})
-    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([lora, whole])
+def _seeds(runs, lora: list[list[int]], full: list[list[int]]) -> list:
+    pairs = [(runs.lora.record, lora), (runs.full.record, full)]
+    return [_scored(record, right, seed) for record, each in pairs for seed, right in enumerate(each)]
 
 
-def test_conclusions_say_on_how_many_seeds_they_rest(runs):
-    lora, full = runs.lora.record, runs.full.record
-    one = conclusions([_scored(lora, [1, 0]), _scored(full, [0, 1])])
-    three = conclusions([_scored(r, [1, 0], seed) for r in (lora, full) for seed in range(3)])
-    assert any("1 seed:" in s for s in one) and not any("seed" in s for s in three)
+def _verdict(records) -> str:
+    return next(s for s in conclusions(records) if s.startswith("Accuracy:"))
 
 
-def test_seeds_are_not_mistaken_for_more_questions(runs):
-    """Three identical seeds say no more about the questions than one."""
-    lora, full = runs.lora.record, runs.full.record
-    a, b = [1] * 4 + [0], [0] * 5
-    once, thrice = (
-        next(
-            s
-            for s in conclusions([_scored(r, x, seed) for r, x in ((lora, a), (full, b)) for seed in range(n)])
-            if "p =" in s
-        )
-        for n in (1, 3)
-    )
-    assert once.split("p = ")[1] == thrice.split("p = ")[1]
+def test_conclusions_follow_the_numbers_over_three_seeds(runs):
+    low, high = [[1] * n + [0] * (20 - n) for n in (5, 6, 4)], [[1] * n + [0] * (20 - n) for n in (18, 17, 18)]
+    assert "full is better" in _verdict(_seeds(runs, low, high))
+    assert "lora is better" in _verdict(_seeds(runs, high, low))
+    assert "no difference shown" in _verdict(_seeds(runs, low, low))
+    full = runs.full.record
+    whole = replace(full, training=full.training | {"trainable": 1600 * runs.lora.record.training["trainable"]})
+    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([runs.lora.record, whole])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_never_give_a_verdict_on_methods(runs, seeds):
+    said = _verdict(_seeds(runs, [[1] * 20] * seeds, [[0] * 20] * seeds))
+    assert "better" not in said and f"with {seeds} seed" in said and "three seeds or more" in said
+
+
+def test_seeds_that_turn_the_verdict_round_show_no_difference(runs):
+    much, little = [1] * 18 + [0] * 2, [1] * 4 + [0] * 16
+    records = _seeds(runs, [much, little, much], [little, much, little])
+    found = comparison.verdicts(records)
+    assert list(found["this seed says"]) == ["lora is better", "full is better", "lora is better"]
+    assert (found["p"] < 0.001).all() and "no difference shown" in _verdict(records)
+
+
+def test_an_interval_over_seeds_is_students(runs):
+    assert comparison.over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.4843, 2 + 2.4843), abs=1e-4)
+    assert comparison.over_seeds([0.5])[1:] == (-float("inf"), float("inf"))
+
+
+def test_the_bootstrap_covers_a_known_change_and_narrows_with_items():
+    rng = random.Random(1)
+    widths = []
+    for n in (25, 400):
+        before = [(rng.gauss(20, 2), 10) for _ in range(n)]
+        after = [[(loss + 10 * rng.gauss(0.3, 0.2), 10) for loss, _ in before] for _ in range(3)]
+        mean, low, high = comparison.bootstrap(before, after)
+        assert low < 0.3 < high and low < mean < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    assert comparison.bootstrap([(4, 2), (8, 2)], [[(6, 2), (10, 2)]]) == pytest.approx((1, 1, 1))
+
+
+def test_gain_stands_beside_forgetting_for_every_rank_and_rate(runs):
+    base, lora, full = (run.record for run in (runs.base, runs.lora, runs.full))
+    other = replace(lora, settings=lora.settings | {"rank": 2})
+    points = comparison.gain_and_forgetting([base, lora, replace(lora, seed=1), other, full], "loss")
+    assert list(points["seeds"]) == [2, 1, 1] and list(points["method"]) == ["lora", "lora", "full"]
+    assert points["gain"][2] == pytest.approx(full.evaluation["loss"] - base.evaluation["loss"], abs=1e-4)
+    change = full.evaluation["general"]["loss"] - base.evaluation["general"]["loss"]
+    assert points["forgetting_low"][2] < change < points["forgetting_high"][2]
+    without = replace(base, evaluation={k: v for k, v in base.evaluation.items() if k != "general"})
+    with pytest.raises(NotComparable, match="no record of the untouched base"):
+        comparison.gain_and_forgetting([without, lora])
+
+
+def test_families_and_baselines_count_what_the_records_hold(runs):
+    records = [run.record for run in (runs.base, runs.lora, runs.full)]
+    families = comparison.by_family(records)
+    assert families.groupby("method")["questions"].sum().to_dict() == dict.fromkeys(("base", "lora", "full"), 20)
+    ways = comparison.baselines(records).set_index("way")
+    assert list(ways.index) == [
+        "random guess",
+        "base, asked as trained",
+        "base, instructed",
+        "base, six examples",
+        "base, three of the family",
+        "lora",
+        "full",
+    ]
+    assert (ways["low"] <= ways["right"] / ways["questions"]).all() and comparison.baselines(records[1:]).empty
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):
     records = [runs.base.record, runs.lora.record, runs.full.record]
     assert list(comparison.table(records)) == ["base", "lora", "full"]
+    assert {"prose loss", "general loss", "unrelated loss"} <= set(comparison.table(records).index)
     unscored = [replace(r, evaluation=r.evaluation | {"exact_match": None, "harder": None}) for r in records]
     assert "exact match" not in comparison.table(unscored).index
 

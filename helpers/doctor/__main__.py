@@ -4,10 +4,8 @@ import os
 import sys
 
 from helpers.doctor import examine, look
-from helpers.doctor.finding import print_report
 
 if __name__ == "__main__":
     report = examine(look())
-    print_report(report)
-    sys.stdout.flush()
+    print(report.text(colour=sys.stdout.isatty()), flush=True)
     os._exit(report.worst == "problem")  # without waiting for what hangs in the driver

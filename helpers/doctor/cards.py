@@ -1,6 +1,6 @@
-"""What is known of a GPU, and the values that tools and the kernel give for it. Never imports torch.
+"""What is known about a GPU, and how the values of tools and of the kernel are read. Never imports torch.
 
-What is not said, said as "N/A" or said absurdly (16 EB in use) is None, never 0.
+A value that is missing, "N/A" or impossible (16 EB in use) is None, never 0.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass, field, fields, replace
 
 _UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}  # the tools write MB and mean MiB
-_MOST = 2**50  # bytes: what is beyond is a counter that ran below zero
+_MOST = 2**50  # bytes: anything larger is a counter that ran below zero
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that holds GPU memory; ``memory`` is in bytes, ``gpu`` the index where the tool says it."""
+    """A process that holds GPU memory; ``memory`` is in bytes, ``gpu`` the index where the tool gives it."""
 
     pid: int
     name: str | None = None
@@ -32,7 +32,6 @@ class Card:
     total: int | None = None
     used: int | None = None
     gtt_total: int | None = None  # main memory that the GPU may use
-    gtt_used: int | None = None
     temperature: float | None = None
     power: float | None = None
     compute_partition: str | None = None  # SPX is the whole card, CPX one of its dies
@@ -51,11 +50,7 @@ class Reading:
 
 
 def number(value, unit: str | None = None) -> float | None:
-    """A number out of 45, "45.0", "45 W" or {"value": 45, "unit": "W"}, sizes in bytes; None if there is none.
-
-    Args:
-        unit: of a size that names none, as "MB".
-    """
+    """A number out of 45, "45.0", "45 W" or {"value": 45, "unit": "W"}, sizes in bytes; ``unit`` is for one without."""
     if isinstance(value, dict):
         value, unit = value.get("value"), value.get("unit") or unit
     match = re.match(r"(-?\d[\d,]*(?:\.\d+)?)\s*°?\s*([A-Za-z]*)", str(value).strip())
@@ -70,43 +65,47 @@ def size(value, unit: str | None = None) -> int | None:
     return None if found is None or not 0 <= found < _MOST else int(found)
 
 
-def within(value, least: float, most: float) -> float | None:
-    """The number if it lies in the range, else None."""
-    found = number(value)
-    return None if found is None or not least <= found < most else found
+def between(least: float, most: float, *values) -> float | None:
+    """The first value that is a number in this range."""
+    numbers = map(number, values)
+    return next((n for n in numbers if n is not None and least <= n < most), None)
 
 
 def celsius(*values) -> float | None:
     """The first value that can be a temperature; 0 is what drivers write for a sensor that is off."""
-    return next((t for v in values if (t := within(v, 0.1, 150)) is not None), None)
+    return between(0.1, 150, *values)
 
 
 def watts(*values) -> float | None:
     """The first value that can be the power of a card."""
-    return next((w for v in values if (w := within(v, 0, 5000)) is not None), None)
+    return between(0, 5000, *values)
 
 
 def architecture(text) -> str | None:
-    """``gfx90a`` out of what tools and torch call it: "gfx90a:sramecc+", "gfx9010" (the step in decimal), 90010."""
+    """``gfx90a`` out of the forms of tools, torch and kernel: "gfx90a:sramecc+", "gfx9010" (step in decimal), 90010."""
     if isinstance(text, int):  # as the kernel numbers it: major * 10000 + minor * 100 + step
         return f"gfx{text // 10000}{text // 100 % 100}{text % 100:x}" if text else None
     match = re.match(r"gfx(\w+)", str(text or "").strip())
     if not match:
         return None
-    wrong = re.fullmatch(r"90(1[0-5])", match[1])
-    return f"gfx90{int(wrong[1]):x}" if wrong else f"gfx{match[1]}"
+    decimal = re.fullmatch(r"90(1[0-5])", match[1])
+    return f"gfx90{int(decimal[1]):x}" if decimal else f"gfx{match[1]}"
 
 
-def words(value) -> str | None:
-    """A name, without the dots of one cut off; None for what is empty, "N/A" or a bare number."""
-    text = "" if value is None else str(value).strip().lstrip(".").strip()
-    return None if text.upper() in ("", "N/A", "NONE", "UNKNOWN") or re.fullmatch(r"0x[0-9a-fA-F]+", text) else text
+def words(*values) -> str | None:
+    """The first value that is a name; None for what is empty, "N/A" or a bare hexadecimal number."""
+    for value in values:
+        text = "" if value is None or isinstance(value, dict | list) else str(value).strip().lstrip(".").strip()
+        if text.upper() not in ("", "N/A", "NONE", "UNKNOWN") and not re.fullmatch(r"0x[0-9a-fA-F]+", text):
+            return text
+    return None
 
 
-def driver(value) -> str | None:
-    """The version; of the banner that a driver inside the kernel gives instead, the kernel's version."""
-    inbox = re.match(r"Linuxversion([\d.]+(?:-\d+)?)", str(value or ""))
-    return f"of Linux {inbox[1]}" if inbox else words(value)
+def driver(*values) -> str | None:
+    """The first version; a driver inside the kernel gives a banner instead, from which the kernel's version is taken."""
+    version = words(*values)
+    in_kernel = re.match(r"Linuxversion([\d.]+(?:-\d+)?)", version or "")
+    return f"of Linux {in_kernel[1]}" if in_kernel else version
 
 
 def address(value) -> str | None:
@@ -117,29 +116,21 @@ def address(value) -> str | None:
 
 def card(index: int, facts: dict) -> Card:
     """A card out of facts by field; a memory of size 0, and more in use than there is, are not believed."""
-    card = Card(index, **{name: value for name, value in facts.items() if value is not None})
-    if card.total == 0:
-        card = replace(card, total=None, used=None)
-    if card.total and card.used and card.used > 1.01 * card.total:
-        card = replace(card, used=None)
-    return card
+    total, used = facts.get("total") or None, facts.get("used")
+    believed = used if total is None or used is None or used <= 1.01 * total else None
+    return Card(
+        index, **facts | {"total": total, "used": None if "total" in facts and facts["total"] == 0 else believed}
+    )
 
 
 def merge(first: Reading, second: Reading) -> Reading:
-    """The first reading, its gaps filled from the second where both tell of the same cards."""
-    if not first.cards:
-        cards = second.cards
-    else:
-        other = {c.bus or c.index: c for c in second.cards}
-        if len(first.cards) == len(second.cards) and not all(c.bus in other for c in first.cards):
-            other |= {c.index: c for c in second.cards}  # no address to go by: the order
-        cards = [_filled(c, other.get(c.bus) or other.get(c.index)) for c in first.cards]
+    """The first reading, its gaps filled from the second where both describe the same cards."""
+    by_bus = {c.bus: c for c in second.cards if c.bus}
+    same_order = len(first.cards) == len(second.cards) and not all(c.bus in by_bus for c in first.cards)
+    cards = []
+    for card in first.cards:
+        other = by_bus.get(card.bus) or (second.cards[len(cards)] if same_order else card)
+        gaps = [f.name for f in fields(card) if getattr(card, f.name) is None]
+        cards.append(replace(card, **{name: getattr(other, name) for name in gaps}))
     processes = second.processes if first.processes is None else first.processes
-    return Reading(cards, processes, first.troubles + second.troubles)
-
-
-def _filled(card: Card, other: Card | None) -> Card:
-    if other is None:
-        return card
-    gaps = {f.name: getattr(other, f.name) for f in fields(card) if getattr(card, f.name) is None}
-    return replace(card, **gaps)
+    return Reading(cards or second.cards, processes, first.troubles + second.troubles)

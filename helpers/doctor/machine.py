@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Mapping
+import re
+import tomllib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from helpers.doctor import peaks, probes, smi, sysfs
+from helpers.doctor import kernel, probes, tools
 from helpers.doctor.cards import Card, Reading, architecture, merge
-from helpers.doctor.peaks import Peak
 
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "HIP_FORCE_DEV_KERNARG", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """``tflops`` of dense bf16 matrix products and ``bandwidth`` of the memory in GB/s, from the maker's page."""
+
+    tflops: float
+    bandwidth: float
+    source: str
+
+
+def peak(name: str | None, compute_partition: str | None = None) -> Peak | None:
+    """What the maker states for a product; None for one not listed and for a part of a card, whose share nobody states."""
+    if compute_partition not in (None, "SPX"):
+        return None
+    listed = tomllib.loads(Path(__file__).with_name("peaks.toml").read_text(encoding="utf-8"))
+    return next((Peak(*states) for pattern, states in listed.items() if re.search(pattern, name or "", re.I)), None)
 
 
 @dataclass
@@ -36,6 +53,7 @@ class Machine:
 
     @property
     def cards(self) -> list[Card]:
+        """What the tools and the kernel know, whether torch can use it or not."""
         return self.amd.cards or self.nvidia.cards
 
     @property
@@ -43,32 +61,24 @@ class Machine:
         """What torch can use, with what the tools know of the same device; without torch, what the tools know."""
         seen = self.torch["devices"]
         by_bus = {card.bus: card for card in self.cards if card.bus}
+        in_order = self.cards if len(seen) == len(self.cards) else [Card(i) for i in range(len(seen))]
         found = []
         for index, device in enumerate(seen):
-            known = by_bus.get(device["bus"])
-            if known is None and len(seen) == len(self.cards):
-                known = self.cards[index]
-            known = known or Card(index)
-            found.append(
-                replace(
-                    known,
-                    index=index,
-                    name=known.name or device["name"],
-                    total=device["total"],
-                    gfx=architecture(device["gfx"]) or known.gfx,
-                )  # fmt: skip
-            )
+            known = by_bus.get(device["bus"], in_order[index])
+            facts = {name: getattr(known, name) or device.get(name) for name in ("name", "temperature", "power")}
+            facts |= {"total": device["total"], "gfx": architecture(device["gfx"]) or known.gfx}
+            found.append(replace(known, index=index, **facts))
         return found or self.cards
 
     @property
     def peak(self) -> Peak | None:
         """What the maker states for the device that torch uses; None for a CPU and what is not listed."""
         first = self.devices[0] if self.torch["devices"] else Card(0)
-        return peaks.peak(first.name, first.compute_partition)
+        return peak(first.name, first.compute_partition)
 
     def says(self, path: str) -> str | None:
         """A small file of the system."""
-        return sysfs.text(self.root / path)
+        return kernel.text(self.root / path)
 
     @property
     def rocm(self) -> str | None:
@@ -77,54 +87,31 @@ class Machine:
 
     @property
     def container(self) -> bool:
+        """Whether this is the inside of a container."""
         return any((self.root / name).exists() for name in (".dockerenv", "run/.containerenv"))
 
     @property
     def wsl(self) -> bool:
+        """Whether this is Linux under Windows."""
         return "microsoft" in (self.says("proc/sys/kernel/osrelease") or "").lower()
 
 
-def within(seconds: float, function: Callable, *arguments):
-    """The result of a function, given up after some seconds; its thread is left behind.
-
-    Raises:
-        TimeoutError: if it took too long; and whatever the function raises.
-    """
-    result: dict = {}
-
-    def call() -> None:
-        try:
-            result["value"] = function(*arguments)
-        except Exception as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not result:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
-
-
 def read_amd(root: Path = Path("/"), seconds: float = 15) -> Reading:
-    """amd-smi, then rocm-smi for what is missing, then the kernel; what fails is noted and left out."""
-    reading = Reading()
-    for tool in smi.AMD_TOOLS:
-        if not reading.cards or any(None in (c.name, c.gfx, c.total, c.used) for c in reading.cards):
-            reading = merge(reading, smi.ask(tool, seconds))
+    """amd-smi, then the kernel for what is missing; what fails is noted and left out."""
+    reading = tools.ask_amd(seconds)
     try:
-        return merge(reading, within(seconds, sysfs.read, root))
+        return merge(reading, tools.within(seconds, kernel.read, root))
     except Exception as error:
         reading.troubles.append(f"/sys could not be read ({error})")
         return reading
 
 
 def look(
-    root: Path = Path("/"), environment: Mapping[str, str] | None = None, names: tuple[str, ...] = tuple(probes.PROBES),
+    root: Path = Path("/"),
+    environment: Mapping[str, str] | None = None,
+    names: tuple[str, ...] = probes.NAMES,
     seconds: float = 60,
-) -> Machine:  # fmt: skip
+) -> Machine:
     """Ask tools, kernel and torch at the same time.
 
     Args:
@@ -137,7 +124,7 @@ def look(
     light = [name for name in names if name not in heavy]
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(probes.ask, group, seconds, dict(environment)) for group in (light, heavy) if group]
-        amd, nvidia = pool.submit(read_amd, root), pool.submit(smi.nvidia)
+        amd, nvidia = pool.submit(read_amd, root), pool.submit(kernel.read_nvidia, root)
         answers = {name: result for job in jobs for name, result in job.result().items()}
-        kept = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
-        return Machine(root, kept, amd.result(), nvidia.result(), answers)
+        shown = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
+        return Machine(root, shown, amd.result(), nvidia.result(), answers)

@@ -6,18 +6,15 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
-from helpers.doctor.finding import Finding, gb, ok, problem, warning
+from helpers.doctor.finding import Finding, gb, say
 from helpers.doctor.machine import Machine
 from helpers.settings import ROOT
 
 import psutil
 
-AOTRITON = "https://github.com/pytorch/pytorch/issues/116176"
-VARLEN = "https://github.com/pytorch/pytorch/pull/174105"
-BITSANDBYTES = "https://huggingface.co/docs/bitsandbytes/v0.50.2/en/installation"
-HIP_VARIABLES = "https://rocm.docs.amd.com/projects/HIP/en/latest/reference/env_variables.html"
-TRAINING = "https://rocm.docs.amd.com/en/docs-6.3.3/how-to/rocm-for-ai/training/prerequisite-system-validation.html"
+EXPERIMENTAL = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
 def computer(machine: Machine) -> Iterator[Finding]:
@@ -25,32 +22,28 @@ def computer(machine: Machine) -> Iterator[Finding]:
     cpu = re.search(r"^model name\s*: (.+)$", machine.says("proc/cpuinfo") or "", re.MULTILINE)
     name = re.sub(r"\((R|TM)\)|\s+CPU\b.*|\s+\d+-Core Processor.*", "", cpu[1]).strip() if cpu else platform.machine()
     main = psutil.virtual_memory()
-    kind = ", in a container" if machine.container else ", in WSL" if machine.wsl else ""
-    yield ok(f"{name}, {psutil.cpu_count()} threads, {gb(main.available)} of {gb(main.total)} main memory free, "
-             f"Python {platform.python_version()} on {platform.system()}{kind}.")  # fmt: skip
+    system = platform.system() + (", in a container" if machine.container else ", in WSL" if machine.wsl else "")
+    facts = {"free": gb(main.available), "total": gb(main.total), "python": platform.python_version()}
+    yield say("computer.is", name=name, threads=psutil.cpu_count(), system=system, **facts)
 
 
 def disk(machine: Machine) -> Iterator[Finding]:
     """Disk"""
     free = shutil.disk_usage(ROOT).free
-    if free < 5e9:
-        yield warning(f"Only {gb(free)} of disk are free here.", "Make room: models and results take 2 GB with the profile "
-                      "`small`, and 60 GB with the profiles of 7 and 8 billion parameters.")  # fmt: skip
-    else:
-        yield ok(f"{gb(free)} free.")
+    yield say("disk.full" if free < 5e9 else "disk.free", free=gb(free))
 
 
 def packages(machine: Machine) -> Iterator[Finding]:
     """Packages, each really imported"""
     result = machine.probes.get("packages", {})
     if "failed" in result:
-        yield warning(f"Could not be read: {result['failed']}.")
+        yield say("all.not_read", reason=result["failed"])
         return
-    broken = {name: said for name, (_, said) in result.items() if said != "works"}
-    for name, said in broken.items():
-        yield problem(f"{name} cannot be imported ({said}).", "Run `make setup` again.")
+    broken = {name: state for name, (_, state) in result.items() if state != "works"}
+    for name, state in broken.items():
+        yield say("packages.broken", name=name, reason=state)
     if result and not broken:
-        yield ok(", ".join(f"{name} {version}" for name, (version, _) in result.items()) + ".")
+        yield say("packages.work", names=", ".join(f"{name} {version}" for name, (version, _) in result.items()))
 
 
 def _where(machine: Machine) -> str:
@@ -58,13 +51,12 @@ def _where(machine: Machine) -> str:
 
 
 def _tried(machine: Machine, name: str) -> tuple[dict, Finding | None]:
-    """The result of a probe, and a finding if it has none: a crash on a GPU is a problem, silence is not known."""
+    """The result of a trial, and a finding if it has none: a crash on a GPU is a problem, silence is unknown."""
     result = machine.probes.get(name, {"failed": "it was not tried"})
     if "failed" not in result:
         return result, None
-    if machine.torch["devices"] and ("ended with SIG" in result["failed"] or "Error" in result["failed"]):
-        return result, problem(f"It failed: {result['failed']}.", "Look into docs/rocm.md for this message.", "")
-    return result, warning(f"Could not be read: {result['failed']}.")
+    crashed = machine.torch["devices"] and ("ended with SIG" in result["failed"] or "Error" in result["failed"])
+    return result, say("all.crashed" if crashed else "all.not_read", reason=result["failed"])
 
 
 def bf16(machine: Machine) -> Iterator[Finding]:
@@ -72,64 +64,78 @@ def bf16(machine: Machine) -> Iterator[Finding]:
     result, failed = _tried(machine, "bf16")
     if failed:
         yield failed
-    elif not result["finite"] or result["error"] > 0.02:
-        yield problem(f"{_where(machine)}, a matrix product in bf16 is wrong (relative error {result['error']:.1%} against fp32).",
-                      'Pass `precision="fp32"` to settings_for, and update driver and torch.', AOTRITON)  # fmt: skip
-    else:
-        yield ok(
-            f"{_where(machine)}, a matrix product is as exact as bf16 can be (relative error {result['error']:.2%})."
-        )
+        return
+    wrong = not result["finite"] or result["error"] > 0.02
+    error = f"{result['error']:.1%}" if wrong else f"{result['error']:.2%}"
+    yield say("bf16.wrong" if wrong else "bf16.right", where=_where(machine), error=error)
 
 
 def attention(machine: Machine) -> Iterator[Finding]:
-    """Fused attention (SDPA), forward and backward"""
+    """Fused attention (SDPA), forward and backward, and the kernels that really run"""
     result, failed = _tried(machine, "attention")
     if failed:
         yield failed
-    elif not result["finite"]:
-        yield problem("torch's fused attention gives NaN on this device.", 'Pass `attention="eager"` to settings_for.',
-                      AOTRITON)  # fmt: skip
+        return
+    kernels = result.get("kernels", {})
+    on_math = [form for form, kernel in kernels.items() if kernel == "math"]
+    if not result["finite"]:
+        yield say("attention.nan")
     elif result["error"] > 0.05:
-        yield problem(f"torch's fused attention differs from the formula by {result['error']:.0%}.",
-                      'Pass `attention="eager"` to settings_for.', AOTRITON)  # fmt: skip
+        yield say("attention.wrong", error=f"{result['error']:.0%}")
+    elif on_math and machine.torch["devices"]:
+        hip, tried = machine.torch.get("hip"), machine.environment.get(EXPERIMENTAL) == "1"
+        case = "math_cuda" if not hip else "math_still" if tried else "math"
+        yield say(f"attention.{case}", forms=" and ".join(on_math), gfx=machine.devices[0].gfx or "this card")
     else:
-        yield ok(f"{_where(machine)}, finite and equal to the formula within {max(result['error'], 1e-6):.1g}.")
+        by_kernel = {kernel: [f for f, k in kernels.items() if k == kernel] for kernel in kernels.values()}
+        names = ", ".join(f"{kernel} ({', '.join(forms)})" for kernel, forms in by_kernel.items()) or "unknown"
+        yield say("attention.right", where=_where(machine), error=f"{max(result['error'], 1e-6):.1g}", kernels=names)
 
 
 def varlen(machine: Machine) -> Iterator[Finding]:
     """Attention over packed rows (varlen)"""
     result, failed = _tried(machine, "varlen")
-    if result.get("skipped"):
-        yield ok(f"Not tried: {result['skipped']}. Nothing needs it: packed rows then go through fused attention.")
-    elif failed or not result["finite"] or result["error"] > 0.05:
-        reason = result.get("failed") or (
-            f"it differs by {result['error']:.0%}" if result["finite"] else "it gives NaN"
-        )
-        yield warning(f"Cannot be used here: {reason}.", "Leave it: packed rows then go through fused attention, "
-                      "a little slower.", VARLEN)  # fmt: skip
-    else:
-        yield ok(f"Equal to attention row by row within {max(result['error'], 1e-6):.1g}.")
+    case = "skipped" if "skipped" in result else "unusable" if failed else "right"
+    yield say(f"varlen.{case}", reason=result.get("skipped") or result.get("failed"))
 
 
 def four_bits(machine: Machine) -> Iterator[Finding]:
-    """4 bits (bitsandbytes)"""
+    """4 bits (bitsandbytes): what is stored, and products with it"""
     result, failed = _tried(machine, "four_bits")
     if failed:
-        yield warning(failed.says, "Leave out the method `qlora`, or see which ROCm and architectures its wheel has.",
-                      BITSANDBYTES)  # fmt: skip
+        yield say("four_bits.unusable", reason=failed.says)
         return
     library = result["library"] or "a library of unknown name"
-    sentence = f"{_where(machine)}, a matrix stored in NF4 and read back differs by {result['error']:.1%} (bitsandbytes {result['version']}, {library})"
-    hip = re.match(r"(\d+)\.(\d+)", machine.torch.get("hip") or "")
+    products = result.get("products", {})
+    worst = max(products, key=products.get, default=None)
+    facts = {"where": _where(machine), "error": f"{result['error']:.1%}", "version": result["version"]}
+    facts |= {"library": library, "hip": machine.torch.get("hip") or "-"}
+    hip = re.match(r"(\d+)\.(\d+)", facts["hip"])
     if not 0.02 < result["error"] < 0.2:  # 9 % is what 16 levels leave of normal numbers
-        yield problem(f"{sentence}; 9 % would be right.", "Leave out the method `qlora`.", BITSANDBYTES)
+        yield say("four_bits.stored_wrong", **facts)
+    elif worst and products[worst] > 0.05:
+        wrong = f"{min(products[worst], 10):.0%}"
+        yield say("four_bits.product_wrong", product=worst, wrong=wrong, **facts)
     elif machine.torch["devices"] and "cpu" in library:
-        yield warning(f"{sentence}: the library for the processor, although there is a GPU.",
-                      "Install a bitsandbytes with a library for the ROCm of torch.", BITSANDBYTES)  # fmt: skip
+        yield say("four_bits.library_of_cpu", **facts)
     elif hip and library != f"libbitsandbytes_rocm{hip[1]}{hip[2]}.so":
-        yield ok(f"{sentence}: not made for ROCm {hip[0]}, but near enough to work.", source=BITSANDBYTES)
+        yield say("four_bits.other_rocm", **facts)
     else:
-        yield ok(f"{sentence}.")
+        yield say("four_bits.right", **facts)
+
+
+def triton(machine: Machine) -> Iterator[Finding]:
+    """Triton, the language of the fused kernels"""
+    result, failed = _tried(machine, "triton")
+    gfx = machine.devices[0].gfx if machine.devices else None
+    if result.get("skipped"):
+        yield say("triton.skipped", reason=result["skipped"])
+    elif failed:
+        case = "no_compiler" if re.search(r"C compiler|Python\.h", result["failed"]) else "unusable"
+        yield say(f"triton.{case}", reason=result["failed"], gfx=gfx or "this card")
+    else:
+        case = "right" if result["error"] < 0.02 else "wrong"
+        yield say(f"triton.{case}", error=f"{min(result['error'], 10):.1%}", gfx=gfx or "this card")
 
 
 def speed(machine: Machine) -> Iterator[Finding]:
@@ -138,38 +144,28 @@ def speed(machine: Machine) -> Iterator[Finding]:
     if failed:
         yield failed
         return
-    devices, roof = machine.torch["devices"], machine.peak
-    times = result["bf16"] / result["fp32"]
     product = f"{_where(machine)}, a matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"
-    copy = f"a copy at {result['copy']:,.0f} GB/s"
-    if roof:
-        a, b = result["bf16"] / roof.tflops, result["copy"] / roof.bandwidth
-        sentence = f"{product}, {a:.0%} of the {roof.tflops:,.0f} stated, and {copy}, {b:.0%} of {roof.bandwidth:,.0f}."
-        if a < 0.2 or b < 0.3:
-            yield warning(sentence, "See who else uses the GPU and whether it is hot or limited in power; then try again.",
-                          roof.source)  # fmt: skip
-        else:
-            yield ok(sentence, source=roof.source)
-    elif not devices and times < 1:
-        yield ok(f"{product}, {times:.1f} times the speed of fp32, and {copy}: the series computes in fp32 here.")
+    facts = {"product": product, "copy": f"a copy at {result['copy']:,.0f} GB/s"}
+    facts["times"] = f"{result['bf16'] / result['fp32']:.1f}"
+    if roof := machine.peak:
+        shares = result["bf16"] / roof.tflops, result["copy"] / roof.bandwidth
+        facts |= {"a": f"{shares[0]:.0%} of the {roof.tflops:,.0f}", "b": f"{shares[1]:.0%} of {roof.bandwidth:,.0f}"}
+        slow = shares[0] < 0.2 or shares[1] < 0.3
+        yield replace(say("speed.slow" if slow else "speed.share", **facts), source=roof.source)
+    elif machine.torch["devices"]:
+        yield say("speed.unlisted", **facts)
     else:
-        yield ok(f"{product}, {times:.1f} times the speed of fp32, and {copy}"
-                 + ("; what the maker states for this GPU is not in our list." if devices else "."))  # fmt: skip
+        yield say("speed.fp32_here" if result["bf16"] < result["fp32"] else "speed.cpu", **facts)
 
 
 def advice(machine: Machine) -> Iterator[Finding]:
     """Settings that AMD advises"""
-    devices = machine.devices if machine.torch.get("hip") else []
-    instinct = [d for d in devices if re.search(r"\bMI\d{3}", d.name or "")]
-    if not instinct:
+    if not machine.torch.get("hip") or not any(re.search(r"\bMI\d{3}", d.name or "") for d in machine.devices):
         return
-    balancing = machine.says("proc/sys/kernel/numa_balancing")
-    if balancing and balancing != "0":
-        yield warning("The kernel moves memory between processor sockets by itself (numa_balancing), which can stall the GPU.",
-                      "`sudo sh -c 'echo 0 > /proc/sys/kernel/numa_balancing'`, on the host.", TRAINING)  # fmt: skip
+    balancing = machine.says("proc/sys/kernel/numa_balancing") or "0"
+    if balancing != "0":
+        yield say("advice.balancing")
     if machine.environment.get("HIP_FORCE_DEV_KERNARG") != "1":
-        yield ok("HIP_FORCE_DEV_KERNARG is not set; AMD's images for Instinct set it to 1 (arguments of kernels lie in the "
-                 "GPU's memory), for a little speed.", "`export HIP_FORCE_DEV_KERNARG=1` before you start Jupyter.",
-                 HIP_VARIABLES)  # fmt: skip
-    elif balancing in (None, "0"):
-        yield ok("Set as advised.", source=TRAINING)
+        yield say("advice.arguments")
+    elif balancing == "0":
+        yield say("advice.followed")

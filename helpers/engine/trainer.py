@@ -43,7 +43,9 @@ class Trainer(SFTTrainer):
     def __init__(self, *arguments, **options):
         model = options["model"]
         weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        config, before = vars(model.config.get_text_config()), dict(vars(model.config.get_text_config()))
         super().__init__(*arguments, **options)
+        config.update(before)  # TRL and transformers change it: the loss of a mixture, the cache, the end token
         for name, p in model.named_parameters():  # TRL rounds an adapter on a 4-bit base to bf16, in an fp32 run too
             p.data = weights.get(name, p.data)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step

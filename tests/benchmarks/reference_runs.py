@@ -1,10 +1,8 @@
 """Make the reference records that helpers/reference ships: python -m tests.benchmarks.reference_runs PART --out DIR
 
 Parts:
-    sweep     learning rates of both methods and the ranks and variants of LoRA, scored on the validation rows
-              (never on the test rows); --jobs runs at a time, so their speeds mean nothing and are set to null
     seeds     lora and full with three seeds each and the base: scores, speed and memory; the base and the first seed
-              run alone, the others --jobs at a time and then without speeds
+              run alone, the others --jobs at a time and then without speeds; a run whose file exists is not repeated
     memory7b  predicted against measured memory, Llama-2-7B shape with random weights, on a GPU
     shape7b   lora and full on the same shape through the notebooks' own path, 1,000 synthetic rows of log-normal
               length: speed and memory only, the answers of random weights mean nothing
@@ -15,33 +13,23 @@ Each writes records or a table as JSON into DIR; nothing is committed by itself.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 
-SWEEP = {"lora": (3e-4, 7e-4, 1e-3, 2e-3, 4e-3), "full": (3e-5, 7e-5, 1e-4, 2e-4, 4e-4)}
-VARIANTS = (
-    {"method": "lora", "rank": 1, "alpha": 2},
-    {"method": "lora", "rank": 4, "alpha": 8},
-    {"method": "lora", "rank": 64, "alpha": 128},
-    {"method": "dora"},
-    {"method": "rslora"},
-    {"method": "adalora"},
-)
 
-
-def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True, **changes) -> None:
+def one(profile: str, out: Path, name: str, alone: bool = True, **changes) -> None:
     """One run in this process; its record as ``<out>/<name>.json``. Weights are thrown away.
 
     Args:
-        validation: judge on the validation rows, so that the test rows stay unseen.
         alone: whether nothing else runs on the machine; otherwise speeds are left out of the record.
     """
+    from helpers import evaluation
     from helpers.data import prepare
     from helpers.evaluation import evaluate
     from helpers.models import load_tokenizer
@@ -49,6 +37,7 @@ def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True
     from helpers.sources import resolve
     from helpers.training import measure_base, train
 
+    evaluation.PROSE_REPLIES = 20  # shown with the issue, unselected
     method = changes.pop("method")
     settings = settings_for(
         profile, "lora" if method == "base" else method, runs_dir=str(out / "scratch" / name), **changes
@@ -58,8 +47,7 @@ def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True
         run = measure_base(settings, data)
     else:
         run = train(settings, data)
-        judged = dataclasses.replace(data, test=data.validation, harder=[]) if validation else data
-        run.record.evaluation = evaluate(run.model, run.tokenizer, judged, settings)
+        run.record.evaluation = evaluate(run.model, run.tokenizer, data, settings)
     record = run.record
     record.settings["runs_dir"] = "runs"
     if settings.model.startswith("/"):
@@ -69,44 +57,30 @@ def one(profile: str, out: Path, name: str, validation: bool, alone: bool = True
     if not alone:
         record.note = "run beside others, so no speed"
         record.training |= {"tokens_per_second": None, "train_seconds": None}
-    if validation:
-        record.note = "evaluated on the validation rows; run beside others, so no speed"
-        record.steps, record.memory["timeline"], record.update = record.steps[::4], [], []
-    else:
-        record.memory["timeline"] = record.memory.get("timeline", [])[::2]
+    record.memory["timeline"] = record.memory.get("timeline", [])[::2]
     record.evaluation["replies"] = record.evaluation["replies"][:6]
     saved = record.save(run.folder)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(json.loads(saved.read_text())), encoding="utf-8")
     right = record.evaluation["exact_match"] or []
-    print(name, "loss", round(record.evaluation["loss"], 4), "right", sum(right), "of", len(right), "new phrasing",
+    print(name, "loss", round(record.evaluation["loss"], 4), "right", sum(right), "of", len(right), "larger",
           sum(record.evaluation["harder"] or []), "tok/s", record.training.get("tokens_per_second"),
           "peak GB", record.memory.get("peak", 0) / 1e9, flush=True)  # fmt: skip
 
 
-def spawn(profile: str, out: Path, runs: list[tuple[str, bool, dict]], jobs: int) -> None:
-    """Each run in a process of its own, so that peaks and memory do not mix."""
-    waiting, running = list(runs), []
+def spawn(profile: str, out: Path, runs: list[tuple[str, dict]], jobs: int) -> None:
+    """Each run that has no record yet in a process of its own, so that peaks and memory do not mix."""
+    waiting, running = [(name, changes) for name, changes in runs if not (out / f"{name}.json").exists()], []
     while waiting or running:
+        running = [process for process in running if process.poll() is None]
         while waiting and len(running) < jobs:
-            name, validation, changes = waiting.pop(0)
+            name, changes = waiting.pop(0)
             running.append(subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.reference_runs", "one", "--profile", profile, "--out", str(out),
-                 "--run", json.dumps({"name": name, "validation": validation, "alone": jobs == 1, **changes})],
+                 "--run", json.dumps({"name": name, "alone": jobs == 1, **changes})],
                 stderr=open(out / f"{name}.log", "w"),  # noqa: SIM115
             ))  # fmt: skip
-        running.pop(0).wait()
-
-
-def best_rates(out: Path) -> dict[str, float]:
-    """For each method the rate with the most right validation answers, then the lowest validation loss."""
-    best: dict[str, tuple] = {}
-    for path in sorted(out.glob("rate-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        right, loss = sum(record["evaluation"]["exact_match"]), record["evaluation"]["loss"]
-        found = (-right, loss, record["settings"]["learning_rate"])
-        best[record["method"]] = min(best.get(record["method"], found), found)
-    return {method: found[-1] for method, found in best.items()}
+        time.sleep(1)
 
 
 def _case(method: str, batch: int, length: int, targets: str = "q_proj,v_proj", rank: int = 8, **others) -> dict:
@@ -236,19 +210,19 @@ def shape7b(out: Path, steps: int = 40) -> None:
             handle.write(json.dumps({"question": f"{number}", "answer": text}) + "\n")
     changes = {"model": str(folder), "data": str(rows), "max_steps": steps, "max_new_tokens": 16}
     for method in ("lora", "full"):
-        text = json.dumps({"name": f"{method}-s0", "validation": False, "method": method, **changes})
+        text = json.dumps({"name": f"{method}-s0", "method": method, **changes})
         subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.benchmarks.reference_runs", "one", "--profile",
                         "llama2-7b", "--out", str(out), "--run", text], check=False)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "seeds", "memory7b", "shape7b", "one"))
+    parser.add_argument("part", choices=("seeds", "memory7b", "shape7b", "one"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", default="small")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rates", type=Path, help="a folder of sweep records: use the best rates found there")
+    parser.add_argument("--untimed", action="store_true", help="also the first runs --jobs at a time")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -258,25 +232,14 @@ def main() -> None:
         memory7b(given.out)
     elif given.part == "shape7b":
         shape7b(given.out)
-    elif given.part == "sweep":
-        runs = [
-            (f"rate-{m}-{rate:g}", True, {"method": m, "learning_rate": rate})
-            for m, rates in SWEEP.items()
-            for rate in rates
-        ]
-        spawn(given.profile, given.out, runs, given.jobs)
-        rate = best_rates(given.out).get("lora")
-        runs = [(f"variant-{v['method']}-r{v.get('rank', 16)}", True, v | {"learning_rate": rate}) for v in VARIANTS]
-        spawn(given.profile, given.out, runs, given.jobs)
-        print("best rates", best_rates(given.out))
     else:
-        rates = best_rates(given.rates) if given.rates else {}
-        chosen = {m: {"method": m} | ({"learning_rate": rates[m]} if rates else {}) for m in ("lora", "full")}
         first, *others = map(int, given.seeds.split(","))
-        runs = [(f"{m}-s{first}", False, c | {"seed": first}) for m, c in chosen.items()]
-        spawn(given.profile, given.out, [("base-s0", False, {"method": "base"}), *runs], 1)
-        runs = [(f"{m}-s{seed}", False, c | {"seed": seed}) for seed in others for m, c in chosen.items()]
-        spawn(given.profile, given.out, runs, given.jobs)
+        runs = {n: [(f"{m}-s{n}", {"method": m, "seed": n}) for m in ("lora", "full")] for n in (first, *others)}
+        timed, rest = [("base-s0", {"method": "base"}), *runs[first]], [run for n in others for run in runs[n]]
+        if given.untimed:
+            timed, rest = [], timed + rest
+        spawn(given.profile, given.out, timed, 1)
+        spawn(given.profile, given.out, rest, given.jobs)
 
 
 if __name__ == "__main__":

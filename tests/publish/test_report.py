@@ -5,7 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from helpers.doctor.finding import Report, ok
+from helpers.doctor import Finding, Report
 from helpers.publish import report
 from helpers.records import REFERENCE
 
@@ -20,7 +20,7 @@ def series(tmp_path, monkeypatch):
     """A folder of runs: one record, a ladder, and a status that quotes a secret and a path of this account."""
     monkeypatch.setenv("HF_TOKEN", "Hidden-Value-12345")
     monkeypatch.setattr(report, "look", lambda: None)  # the doctor has tests of its own, and takes seconds
-    monkeypatch.setattr(report, "examine", lambda machine: Report([ok("a card of Hidden-Value-12345")]))
+    monkeypatch.setattr(report, "examine", lambda machine: Report([Finding("ok", "a card of Hidden-Value-12345")]))
     folder = tmp_path / "small"
     (folder / "lora-s0").mkdir(parents=True)
     (folder / "lora-s0" / "record.json").write_text(RECORD)

@@ -1,4 +1,4 @@
-"""What the kernel itself says of AMD GPUs, under /sys, /proc and /dev: works without any tool and without ROCm.
+"""What the kernel itself says about AMD GPUs, under /sys, /proc and /dev: works without any tool and without ROCm.
 
 ``root`` stands for / in all functions, so that a copied or a made-up tree can be read too.
 """
@@ -8,7 +8,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from helpers.doctor.cards import Process, Reading, address, architecture, card, celsius, driver, size, watts, words
+from helpers.doctor.cards import (
+    Card,
+    Process,
+    Reading,
+    address,
+    architecture,
+    card,
+    celsius,
+    driver,
+    size,
+    watts,
+    words,
+)
 
 AMD = "0x1002"
 
@@ -27,11 +39,11 @@ def read(root: Path = Path("/")) -> Reading:
     The compute driver (KFD) counts as HIP does: one entry for each device, so two for an MI250 and eight for an MI300X
     in CPX mode. Without it there are only the entries of the display driver, one for each card.
     """
-    drm = _display_driver(root)
+    displays = _display_driver(root)
     nodes = _compute_driver(root)
-    by_render = {facts["render"]: facts for facts in drm}
-    devices = [node | by_render.get(node["render"], {}) | {"gfx": node["gfx"]} for node in nodes] or drm
-    version = driver(text(root / "sys/module/amdgpu/version")) or _kernel(root, bool(devices))
+    by_render = {facts["render"]: facts for facts in displays}
+    devices = [node | by_render.get(node["render"], {}) | {"gfx": node["gfx"]} for node in nodes] or displays
+    version = driver(text(root / "sys/module/amdgpu/version")) or (_kernel(root) if devices else None)
     cards = []
     for index, device in enumerate(devices):
         facts = {key: value for key, value in device.items() if key not in ("render", "id")}
@@ -47,27 +59,32 @@ def _display_driver(root: Path) -> list[dict]:
         device = folder / "device"
         if not re.fullmatch(r"card\d+", folder.name) or text(device / "vendor") != AMD:
             continue
-        render = next((int(p.name[7:]) for p in (device / "drm").glob("renderD*")), None)
         slot = re.search(r"PCI_SLOT_NAME=(\S+)", text(device / "uevent") or "")
-        key = ((text(device / "device") or "").removeprefix("0x"), (text(device / "revision") or "").removeprefix("0x"))
-        sensors = sorted(device.glob("hwmon/hwmon*"))[:1]
-
-        def milli(name: str, scale: float, sensors=sensors) -> float | None:
-            value = text(sensors[0] / name) if sensors else None
-            return int(value) / scale if value and value.lstrip("-").isdigit() else None
-
-        found.append({
-            "render": render, "bus": address(slot and slot[1]),
-            "name": words(text(device / "product_name")) or names.get((key[0].lower(), key[1].lower())),
-            "total": size(text(device / "mem_info_vram_total")), "used": size(text(device / "mem_info_vram_used")),
-            "gtt_total": size(text(device / "mem_info_gtt_total")),
-            "gtt_used": size(text(device / "mem_info_gtt_used")),
-            "temperature": celsius(milli("temp2_input", 1000), milli("temp1_input", 1000)),
-            "power": watts(milli("power1_average", 1e6), milli("power1_input", 1e6)),
+        key = tuple((text(device / part) or "").removeprefix("0x").lower() for part in ("device", "revision"))
+        facts = {
+            "render": next((int(p.name[7:]) for p in (device / "drm").glob("renderD*")), None),
+            "bus": address(slot and slot[1]),
+            "name": words(text(device / "product_name"), names.get(key)),
             "compute_partition": words(text(device / "current_compute_partition")),
             "memory_partition": words(text(device / "current_memory_partition")),
-        })  # fmt: skip
+        }
+        sizes = {"total": "vram_total", "used": "vram_used", "gtt_total": "gtt_total"}
+        facts |= {name: size(text(device / f"mem_info_{file}")) for name, file in sizes.items()}
+        found.append(facts | _sensors(device))
     return found
+
+
+def _sensors(device: Path) -> dict[str, float | None]:
+    folder = next(iter(sorted(device.glob("hwmon/hwmon*"))), device)
+
+    def scaled(name: str, scale: float) -> float | None:
+        value = text(folder / name) or ""
+        return int(value) / scale if value.lstrip("-").isdigit() else None
+
+    return {
+        "temperature": celsius(scaled("temp2_input", 1000), scaled("temp1_input", 1000)),
+        "power": watts(scaled("power1_average", 1e6), scaled("power1_input", 1e6)),
+    }
 
 
 def _compute_driver(root: Path) -> list[dict]:
@@ -76,14 +93,10 @@ def _compute_driver(root: Path) -> list[dict]:
     nodes = (root / "sys/class/kfd/kfd/topology/nodes").glob("[0-9]*")
     for node in sorted(nodes, key=lambda p: int(p.name)):
         properties = dict(re.findall(r"^(\w+) (\d+)$", text(node / "properties") or "", re.MULTILINE))
-        gfx = architecture(int(properties.get("gfx_target_version", 0)))
-        if gfx is None:
-            continue
-        bank = re.search(r"^size_in_bytes (\d+)$", text(node / "mem_banks/0/properties") or "", re.MULTILINE)
-        found.append({
-            "render": int(properties.get("drm_render_minor", 0)), "id": text(node / "gpu_id"), "gfx": gfx,
-            "total": size(bank and bank[1]),
-        })  # fmt: skip
+        if gfx := architecture(int(properties.get("gfx_target_version", 0))):
+            bank = re.search(r"^size_in_bytes (\d+)$", text(node / "mem_banks/0/properties") or "", re.MULTILINE)
+            facts = {"render": int(properties.get("drm_render_minor", 0)), "id": text(node / "gpu_id")}
+            found.append(facts | {"gfx": gfx, "total": size(bank and bank[1])})
     return found
 
 
@@ -104,7 +117,16 @@ def _processes(root: Path, gpu_ids: dict[str | None, int]) -> list[Process]:
     return sorted(found, key=lambda p: (p.gpu, p.pid))
 
 
-def _kernel(root: Path, loaded: bool) -> str | None:
-    """The driver of a kernel that brings it along has no version of its own."""
+def _kernel(root: Path) -> str | None:
+    """A driver that comes with the kernel has no version of its own."""
     match = re.match(r"([\d.]+(?:-\d+)?)", text(root / "proc/sys/kernel/osrelease") or "")
-    return f"of Linux {match[1]}" if match and loaded else None
+    return f"of Linux {match[1]}" if match else None
+
+
+def read_nvidia(root: Path = Path("/")) -> Reading:
+    """The names of NVIDIA GPUs; everything else about them comes from torch."""
+    cards = []
+    for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        facts = dict(re.findall(r"^(\w[\w ]*): *\t* *(.+)$", text(file) or "", re.MULTILINE))
+        cards.append(Card(len(cards), words(facts.get("Model")), bus=address(facts.get("Bus Location"))))
+    return Reading(cards)

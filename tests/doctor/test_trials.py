@@ -1,0 +1,90 @@
+"""The trials that run PyTorch, the processes they run in, and what the doctor says about their results."""
+
+import subprocess
+import sys
+import time
+
+from helpers.doctor import Finding, Report, examine, probes
+from helpers.doctor.machine import Machine
+from helpers.settings import ROOT
+from tests.doctor.faked import CARD, ON_CPU, hip, levels
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("probe", "result", "check", "level"),
+    [
+        ("bf16", {"finite": False, "error": 1.0}, "bf16", "problem"),
+        ("attention", {"finite": False, "error": 1e9}, "Attention", "problem"),
+        ("attention", {"finite": True, "error": 0.7}, "Attention", "problem"),
+        ("attention", {"failed": "the process ended with SIGSEGV"}, "Attention", "problem"),
+        ("attention", {"failed": "no answer within 60 s"}, "Attention", "warning"),
+        ("varlen", {"failed": "RuntimeError: not supported"}, "Packed attention", "warning"),
+        ("varlen", {"failed": "its result is off by 0.3"}, "Packed attention", "warning"),
+        ("four_bits", {"failed": "OSError: libamdhip64"}, "4 bits", "warning"),
+        ("four_bits", {"version": "1", "library": None, "error": 1.4}, "4 bits", "problem"),
+        ("four_bits", ON_CPU["four_bits"], "4 bits", "warning"),
+        ("speed", {"n": 8192, "fp32": 90.0, "bf16": 100.0, "copy": 3900.0}, "Speed", "warning"),
+        ("packages", {"trl": [None, "ImportError: x"]}, "Packages", "problem"),
+        ("packages", {"failed": "the process ended with code 1"}, "Packages", "warning"),
+        ("torch_sees", {"failed": "ModuleNotFoundError: No module named 'torch'"}, "GPU", "problem"),
+    ],
+)
+def test_what_was_tried_and_failed(judged, probe, result, check, level):
+    assert levels(judged(hip({}) | {probe: result}, [CARD]), check) == [level]
+
+
+def test_a_check_that_fails_or_hangs_stops_no_other(monkeypatch, tmp_path):
+    def broken(machine):
+        raise RuntimeError("split into\nlines")
+
+    monkeypatch.setattr(
+        "helpers.doctor.CHECKS", {"a": broken, "b": lambda m: time.sleep(30), "c": lambda m: [Finding("ok", "x")]}
+    )
+    report = examine(Machine(tmp_path), seconds=0.2)
+    assert [(f.check, f.level) for f in report] == [("a", "warning"), ("b", "warning"), ("c", "ok")]
+    assert "RuntimeError: split into lines" in report[0].says and "no answer" in report[1].says
+
+
+def test_probes_that_die_or_hang_cost_only_themselves(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\nfor a in $*; do case $a in good) echo '{\"x\": 1}';; dies) kill -11 $$;; hangs) sleep 60;; esac; done\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(script))
+    found = probes.ask(["good", "dies", "hangs", "good2"], seconds=0.4)
+    assert found["good"] == {"x": 1} and found["dies"] == {"failed": "the process ended with SIGSEGV"}
+    assert found["hangs"] == {"failed": "no answer within 0.4 s"} and found["good2"] == {
+        "failed": "the process ended with code 0"
+    }
+
+
+def test_the_report_names_each_level_in_words_and_a_source_only_beside_a_remedy():
+    report = Report([Finding("problem", "x", "do `y`", "https://a.b/?c&d"), Finding("ok", "fine", "", "https://x")])
+    text = report.text(80)
+    assert "✗ problem" in text and "Do: do `y`" in text and "See https://a.b/?c&d" in text
+    assert text.endswith("1 problem, 1 ok") and report.worst == "problem" and "https://x" not in text
+
+
+@pytest.mark.parametrize(("torch", "code"), [({}, 0), ({"failed": "no torch"}, 1)])
+def test_the_exit_code_is_non_zero_only_on_a_problem(tmp_path, torch, code):
+    script = (
+        "import sys\nfrom helpers.doctor import probes, machine\n"
+        f"seen = {ON_CPU!r} | ({{'torch_sees': {torch!r}}} if {torch!r} else {{}})\n"
+        "probes.ask = lambda names, *_: {n: seen[n] for n in names}\n"
+        "import runpy; runpy.run_module('helpers.doctor', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert "GPU" in done.stdout and "torch" not in done.stderr
+
+
+def test_the_doctor_never_imports_torch_itself():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, helpers.doctor; sys.exit('torch' in sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert done.returncode == 0

@@ -1,0 +1,84 @@
+"""Tiny random models of many families: trained as a plain transformers loop trains them, counted, saved and read again.
+
+Each head is enlarged, so that a scale, a cap or a bias that the loss leaves out would show.
+"""
+
+from dataclasses import replace
+
+from helpers.evaluation import evaluate, held_out_loss
+from helpers.inference import logits
+from helpers.models import load_base, load_saved, load_tokenizer, load_trained
+from helpers.settings import IGNORED, settings_for
+from helpers.sources import resolve
+from helpers.training import train
+from tests.families import FAMILIES, build, plain_losses
+from tests.shared import losses
+
+import pytest
+import torch
+
+OWN_LOSS = {  # families whose loss is not that of hidden states times a matrix, and what the record says of it
+    "gemma2": "does more than multiply",
+    "granite": "does more than multiply",
+    "phi-bias": "does more than multiply",
+    "cohere": "does more than multiply",
+    "qwen3-experts": "not cross-entropy alone",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny):
+    """The settings of short runs on the model of a family, which is built the first time."""
+    folder, there = tmp_path_factory.mktemp("families"), {}
+
+    def settings(family: str, method: str = "lora", **changes):
+        if family not in there:
+            there[family] = build(resolve(tiny).folder, folder / family, family)
+        given = {
+            "max_steps": 3,
+            "precision": "fp32",
+            "model": str(there[family]),
+            "runs_dir": str(folder / "runs" / family),
+        }
+        return settings_for("tiny", method, **given | changes)
+
+    return settings
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_equal_a_plain_loop_and_the_result_loads_as_it_was(family, method, made, data, capsys):
+    settings = made(family, method)
+    trained = train(settings, data)
+    record, lines = trained.record, capsys.readouterr().out.splitlines()
+    assert losses(trained) == pytest.approx(plain_losses(settings, data), rel=5e-5)
+    why = record.decisions["loss"]["why"]
+    assert record.decisions["loss"]["value"] == ("stock" if family in OWN_LOSS else "fast")
+    assert OWN_LOSS.get(family, "of the model's own on real rows") in why
+    assert sum("is trained with its own loss" in line for line in lines) == (family in OWN_LOSS)
+    total = sum(p.numel() for p in load_base(resolve(settings)).parameters())
+    adapter = record.training["trainable"] if method == "lora" else 0
+    assert record.model["parameters"] == total == record.training["total"] - adapter
+    record.save(trained.folder)
+    ids = torch.tensor([data.test[0].input_ids])
+    again = load_trained(settings, "fp32")
+    assert (logits(again, ids) - logits(trained.model, ids)).abs().max() == 0
+    if method == "full":  # TRL and transformers change the configuration of a model that they train
+        saved, base = load_saved(trained.folder / "model")[0], load_base(resolve(settings), "fp32")
+        assert saved.config.to_diff_dict() == base.config.to_diff_dict()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_held_out_loss_and_answers_come_from_the_models_own_forward_pass(family, made, data):
+    settings = made(family, max_new_tokens=3)
+    few, total, tokens = data.test[:4], 0.0, 0
+    model = load_base(resolve(settings), "fp32").eval()
+    for row in few:
+        ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+        with torch.no_grad():
+            scores = model(input_ids=ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(scores, labels[0, 1:], reduction="sum").item()
+        tokens += int((labels[:, 1:] != IGNORED).sum())
+    assert held_out_loss(model, few) == {"loss": pytest.approx(total / tokens, rel=5e-5), "tokens": tokens}
+    result = evaluate(model, load_tokenizer(resolve(settings)), replace(data, test=few, harder=[]), settings)
+    assert len(result["replies"]) == 4 and model.config._attn_implementation == "eager"
