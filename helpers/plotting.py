@@ -33,7 +33,7 @@ PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "opti
 PARTS |= {"gradients": "#E69F00", "update": "#882255", "gathered": "#999999"}
 PARTS |= {"activations": "#009E73", "logits": "#CC79A7"}
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
-SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 

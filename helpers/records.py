@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -27,6 +27,7 @@ VERSION = 1
 FILE_NAME = "record.json"
 CHECKPOINTS = "checkpoints"  # the folder of an unfinished training's checkpoints
 CHECKPOINT = "checkpoint-[1-9][0-9]{0,8}"  # the name of each, with its step
+REFERENCE_NOTE = "reference record, not your run"
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
@@ -250,8 +251,9 @@ def _ordered(runs: list[RunRecord]) -> list[RunRecord]:
 
 
 def load_reference(name: str) -> list[RunRecord]:
-    """The committed records of a reference series, such as ``small-cpu``: ``helpers/reference/<name>/*.json``."""
-    return _ordered([load(path) for path in (REFERENCE / name).glob("*.json")])
+    """The committed records of a reference series, such as ``small-cpu``, each marked as such in its note."""
+    runs = [load(path) for path in (REFERENCE / name).glob("*.json")]
+    return _ordered([replace(r, note="; ".join(filter(None, (REFERENCE_NOTE, r.note)))) for r in runs])
 
 
 def load_table(name: str) -> dict:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from helpers import comparison
 from helpers.comparison import NotComparable, comparability, conclusions, paired, wilson
+from helpers.records import load_reference
 
 import pytest
 
@@ -152,6 +153,9 @@ def test_families_and_baselines_count_what_the_records_hold(runs):
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):
     records = [runs.base.record, runs.lora.record, runs.full.record]
     assert list(comparison.table(records)) == ["base", "lora", "full"]
+    shipped = load_reference("small-cpu")
+    assert list(comparison.table(shipped)) == ["base (reference)", "lora (reference)", "full (reference)"]
+    assert all(record.note.startswith("reference record, not your run") for record in shipped)
     assert {"prose loss", "general loss", "unrelated loss"} <= set(comparison.table(records).index)
     unscored = [replace(r, evaluation=r.evaluation | {"exact_match": None, "harder": None}) for r in records]
     assert "exact match" not in comparison.table(unscored).index

@@ -48,7 +48,8 @@ def clean_tree(home):
         [*GIT, "archive", "--format=tar", "HEAD", *parts], stdout=subprocess.PIPE, check=True
     ).stdout
     subprocess.run(["tar", "-x", "-C", part], input=committed, check=True)
-    (part / "my_data").mkdir()
+    for own in ("my_data", "runs"):
+        (part / own).mkdir()
     part.rename(home)
 
 
@@ -62,6 +63,7 @@ def prepare_seat(spawner):
     spawner.args = [*spawner.args, f"--LabApp.app_settings_dir={home}/docs/workshop/lab"]  # no news, long lines wrapped
     models = os.environ.get("MODELS_DIR") or str(REPOSITORY / "models")
     spawner.environment |= {"PYTHONPATH": str(home), "MODELS_DIR": models}
+    spawner.environment |= {"PYTHONSTARTUP": str(home / "docs/workshop/lab/kernel_start.py")}
     spawner.environment |= {"OMP_NUM_THREADS": str(CORES), "HOME": str(home)}
     # one index for both vendors. Not ROCR_VISIBLE_DEVICES as well: HIP would count within what that leaves
     gpu = GPUS[seat % len(GPUS)] if GPUS else ""

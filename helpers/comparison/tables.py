@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 from helpers.comparison.statistics import wilson
 from helpers.memory import GB
-from helpers.records import RunRecord
+from helpers.records import REFERENCE_NOTE, RunRecord
 
 import pandas
 
@@ -112,5 +112,5 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
                 low, high = accuracy_interval(runs, part)
                 column[name] = f"{counts[0]}/{counts[1]} = {100 * counts[0] / counts[1]:.0f} %"
                 column[f"{name}, 95 %"] = f"{100 * low:.0f} to {100 * high:.0f} %"
-        columns[method] = column
+        columns[method + " (reference)" * (runs[0].note or "").startswith(REFERENCE_NOTE)] = column
     return pandas.DataFrame(columns).fillna("")

@@ -9,31 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from helpers.doctor import access, hardware, software
+from helpers.doctor import hardware, software
 from helpers.doctor.finding import Finding, Report, say
 from helpers.doctor.machine import Machine, look
 from helpers.doctor.tools import within
 
-CHECKS = {
-    "Computer": software.computer,
-    "GPU": hardware.product,
-    "Device files": access.device_files,
-    "Visible devices": access.visible_devices,
-    "Kernels": hardware.kernels,
-    "Versions": hardware.versions,
-    "GPU memory": hardware.memory,
-    "Shared or divided": hardware.parts,
-    "Sensors": hardware.tools,
-    "Packages": software.packages,
-    "bf16": software.bf16,
-    "Attention": software.attention,
-    "Packed attention": software.varlen,
-    "4 bits": software.four_bits,
-    "Triton": software.triton,
-    "Speed": software.speed,
-    "AMD's advice": software.advice,
-    "Disk": software.disk,
-}
+# each says what it looks at in the first words of its docstring
+CHECKS = [software.computer, hardware.product, hardware.device_files, hardware.visible_devices, hardware.kernels]
+CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.tools, software.packages, software.bf16]
+CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed, software.advice]
+CHECKS += [software.disk]
 
 __all__ = ["CHECKS", "Finding", "Machine", "Report", "examine", "look"]
 
@@ -41,11 +26,11 @@ __all__ = ["CHECKS", "Finding", "Machine", "Report", "examine", "look"]
 def examine(machine: Machine, seconds: float = 20) -> Report:
     """All findings. A check that fails or does not end says so and stops no other."""
     report = Report()
-    for name, check in CHECKS.items():
+    for check in CHECKS:
         try:
             findings = within(seconds, lambda check=check: list(check(machine)))
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             findings = [say("all.not_read", reason=reason)]
-        report += [replace(finding, check=name) for finding in findings]
+        report += [replace(finding, check=check.__doc__.partition(":")[0]) for finding in findings]
     return report

@@ -6,20 +6,23 @@ A value that is missing, "N/A" or impossible (16 EB in use) is None, never 0.
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import NamedTuple
 
+KNOWN = tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
 _UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}  # the tools write MB and mean MiB
 _MOST = 2**50  # bytes: anything larger is a counter that ran below zero
 
 
-@dataclass(frozen=True)
-class Process:
-    """A process that holds GPU memory; ``memory`` is in bytes, ``gpu`` the index where the tool gives it."""
+class Process(NamedTuple):
+    """A process that holds GPU memory, in bytes; ``gpu`` is the index of the card."""
 
     pid: int
-    name: str | None = None
-    memory: int | None = None
-    gpu: int | None = None
+    name: str | None
+    memory: int
+    gpu: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reading:
     """Cards and processes from one source, and what could not be read, with the reason."""
 
     cards: list[Card] = field(default_factory=list)
-    processes: list[Process] | None = None  # None: not known; empty: none
+    processes: list[Process] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
 
@@ -66,39 +69,22 @@ def size(value, unit: str | None = None) -> int | None:
 
 
 def between(least: float, most: float, *values) -> float | None:
-    """The first value that is a number in this range."""
-    numbers = map(number, values)
-    return next((n for n in numbers if n is not None and least <= n < most), None)
-
-
-def celsius(*values) -> float | None:
-    """The first value that can be a temperature; 0 is what drivers write for a sensor that is off."""
-    return between(0.1, 150, *values)
-
-
-def watts(*values) -> float | None:
-    """The first value that can be the power of a card."""
-    return between(0, 5000, *values)
+    """The first value that is a number in this range, such as a temperature that is possible."""
+    return next((n for n in map(number, values) if n is not None and least <= n < most), None)
 
 
 def architecture(text) -> str | None:
     """``gfx90a`` out of the forms of tools, torch and kernel: "gfx90a:sramecc+", "gfx9010" (step in decimal), 90010."""
     if isinstance(text, int):  # as the kernel numbers it: major * 10000 + minor * 100 + step
         return f"gfx{text // 10000}{text // 100 % 100}{text % 100:x}" if text else None
-    match = re.match(r"gfx(\w+)", str(text or "").strip())
-    if not match:
-        return None
-    decimal = re.fullmatch(r"90(1[0-5])", match[1])
-    return f"gfx90{int(decimal[1]):x}" if decimal else f"gfx{match[1]}"
+    match = re.match(r"gfx(?:(90)(1[0-5])\b|\w+)", str(text or "").strip())
+    return match and (f"gfx90{int(match[2]):x}" if match[1] else match[0])
 
 
 def words(*values) -> str | None:
     """The first value that is a name; None for what is empty, "N/A" or a bare hexadecimal number."""
-    for value in values:
-        text = "" if value is None or isinstance(value, dict | list) else str(value).strip().lstrip(".").strip()
-        if text.upper() not in ("", "N/A", "NONE", "UNKNOWN") and not re.fullmatch(r"0x[0-9a-fA-F]+", text):
-            return text
-    return None
+    texts = (str(value).strip().lstrip(". ") for value in values if isinstance(value, str))
+    return next((text for text in texts if not re.fullmatch(r"(?i)|n/a|none|unknown|0x[\da-f]+", text)), None)
 
 
 def driver(*values) -> str | None:
@@ -111,16 +97,14 @@ def driver(*values) -> str | None:
 def address(value) -> str | None:
     """An address on the PCI bus in lower case."""
     match = re.fullmatch(r"[\da-f]{4}:[\da-f]{2}:[\da-f]{2}\.\d", str(value).strip().lower())
-    return match[0] if match else None
+    return match and match[0]
 
 
 def card(index: int, facts: dict) -> Card:
     """A card out of facts by field; a memory of size 0, and more in use than there is, are not believed."""
-    total, used = facts.get("total") or None, facts.get("used")
-    believed = used if total is None or used is None or used <= 1.01 * total else None
-    return Card(
-        index, **facts | {"total": total, "used": None if "total" in facts and facts["total"] == 0 else believed}
-    )
+    total, used = facts.get("total"), facts.get("used")
+    impossible = total == 0 or (total and used and used > 1.01 * total)
+    return Card(index, **facts | {"total": total or None, "used": None if impossible else used})
 
 
 def merge(first: Reading, second: Reading) -> Reading:
@@ -132,5 +116,4 @@ def merge(first: Reading, second: Reading) -> Reading:
         other = by_bus.get(card.bus) or (second.cards[len(cards)] if same_order else card)
         gaps = [f.name for f in fields(card) if getattr(card, f.name) is None]
         cards.append(replace(card, **{name: getattr(other, name) for name in gaps}))
-    processes = second.processes if first.processes is None else first.processes
-    return Reading(cards or second.cards, processes, first.troubles + second.troubles)
+    return Reading(cards or second.cards, first.processes or second.processes, first.troubles + second.troubles)

@@ -9,10 +9,10 @@ import shutil
 import textwrap
 import tomllib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 LEVELS = {"ok": ("✓", "32"), "warning": ("!", "33"), "problem": ("✗", "31")}  # sign and colour of a terminal
+TEXTS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,10 @@ class Finding:
     check: str = ""
 
 
-@cache
-def _texts() -> dict[str, dict[str, dict[str, str]]]:
-    return tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
-
-
 def say(name: str, /, **facts) -> Finding:
     """The finding of that name, "check.case" in ``findings.toml``, with the facts filled in."""
     check, case = name.split(".")
-    text = _texts()[check][case]
+    text = TEXTS[check][case]
     return Finding(text["level"], *(text.get(part, "").format(**facts) for part in ("says", "remedy", "source")))
 
 
@@ -60,17 +55,15 @@ class Report(list):
         """For a terminal: sign, level, what was looked at, the sentence; remedy and source below where there is one."""
         width = width or min(120, max(60, shutil.get_terminal_size().columns))
         column = 13 + max((len(f.check) for f in self), default=0)  # where the sentences begin
+        whole = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses in one piece
         lines = []
         for finding in self:
-            sign, code = LEVELS[finding.level]
-            label = f"{sign} {finding.level:<8} "
-            label = (f"\033[{code}m{label}\033[0m" if colour else label) + f"{finding.check:<{column - 11}}"
+            label = f"{LEVELS[finding.level][0]} {finding.level:<8} "
+            label = f"\033[{LEVELS[finding.level][1]}m{label}\033[0m" if colour else label
             body = textwrap.wrap(finding.says, width - column) or [""]
             for word, extra in (("Do: ", finding.remedy), ("See ", finding.source if finding.remedy else "")):
-                hanging = {"initial_indent": word, "subsequent_indent": "    "}
-                whole = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses in one piece
-                body += textwrap.wrap(extra, width - column, **hanging, **whole)
-            lines += [label + body[0], *(" " * column + more for more in body[1:])]
+                body += textwrap.wrap(extra, width - column, initial_indent=word, subsequent_indent="    ", **whole)
+            lines += [label + f"{finding.check:<{column - 11}}" + body[0], *(" " * column + more for more in body[1:])]
         return "\n".join([*lines, "", self.summary()])
 
     def __repr__(self) -> str:

@@ -1,37 +1,15 @@
-"""Findings about the GPU itself: which one, torch's build and kernels for it, versions, memory, partitions, sensors."""
+"""Findings about the GPU: which one, what stands between it and torch, versions, memory, partitions, sensors."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from helpers.doctor.cards import Card
+from helpers.doctor.cards import KNOWN, Card
 from helpers.doctor.finding import Finding, gb, say
 from helpers.doctor.machine import VISIBLE, Machine
-
-# Architectures in the wheels of PyTorch for ROCm (2.13, ROCm 7.1 and 7.2)
-IN_WHEELS = {
-    f"gfx{a}"
-    for a in [
-        "900",
-        "906",
-        "908",
-        "90a",
-        "942",
-        "950",
-        "1030",
-        "1100",
-        "1101",
-        "1102",
-        "1103",
-        "1150",
-        "1151",
-        "1200",
-        "1201",
-    ]
-}
-# Graphics inside a processor, which computes in main memory
-INTEGRATED = {f"gfx{a}" for a in ["902", "90c", "1033", "1035", "1036", "1037", "1103", "1150", "1151", "1152"]}
 
 
 def describe(card: Card) -> str:
@@ -41,106 +19,150 @@ def describe(card: Card) -> str:
 
 
 def product(machine: Machine) -> Iterator[Finding]:
-    """The GPU, and whether torch can see it"""
-    torch, cards = machine.torch, machine.cards
-    words = [describe(c) for c in cards]
+    """GPU: which one, and whether torch can see it"""
+    torch, hip, cards = machine.torch, machine.torch.get("hip"), machine.cards
+    words = [describe(c) for c in machine.devices]
     several = ", ".join(f"{words.count(w)} x {w}" if words.count(w) > 1 else w for w in dict.fromkeys(words))
-    facts = {"build": f"torch {torch.get('version', '(version unknown)')}", "cards": several or "an AMD GPU"}
-    amd = machine.amd.cards or machine.says("sys/class/kfd/kfd/topology/generation_id")
     if "failed" in machine.probes.get("torch_sees", {}):
-        yield say("gpu.torch_failed", reason=machine.probes["torch_sees"]["failed"])
+        case = "torch_failed"
     elif torch["devices"]:
-        more = f", and {len(machine.devices) - 1} more" if len(machine.devices) > 1 else ""
-        yield say("gpu.seen", card=describe(machine.devices[0]), more=more, **facts)
-    elif amd and cards and not any(c.gfx is None or c.gfx in IN_WHEELS for c in cards):
-        yield say("gpu.no_wheel", **facts)
-    elif amd:
-        yield say("gpu.unseen_by_rocm" if torch.get("hip") else "gpu.torch_without_rocm", **facts)
+        case = "seen"
+    elif machine.amd.cards or machine.says("sys/class/kfd/kfd/topology/generation_id"):
+        case = "unseen_by_rocm" if hip else "torch_without_rocm"
+        if cards and all(c.gfx and c.gfx not in KNOWN["in_wheels"] for c in cards):
+            case = "no_wheel"
     elif cards:
-        yield say("gpu.unseen_by_cuda", variable=VISIBLE[2], **facts)
-    elif machine.wsl and (machine.root / "dev/dxg").exists() and (torch.get("hip") or machine.rocm):
-        yield say("gpu.wsl_unseen" if torch.get("hip") else "gpu.wsl_without_rocm", **facts)
+        case = "unseen_by_cuda"
+    elif machine.wsl and (hip or machine.rocm):
+        case = "wsl_unseen" if hip else "wsl_without_rocm"
     else:
-        yield say("gpu.rocm_without_gpu" if torch.get("hip") else "gpu.none", **facts)
+        case = "rocm_without_gpu" if hip else "none"
+    facts = {"build": f"torch {torch.get('version', '(version unknown)')}", "cards": several or "an AMD GPU"}
+    yield say(f"gpu.{case}", reason=machine.probes.get("torch_sees", {}).get("failed"), **facts)
+
+
+def open_error(path: Path) -> str | None:
+    """Why a device file cannot be opened for reading and writing, None if it can."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def device_files(machine: Machine) -> Iterator[Finding]:
+    """Device files: those of ROCm and their permissions"""
+    if not machine.amd.cards and not machine.torch.get("hip"):
+        return
+    kfd = machine.root / "dev/kfd"
+    renders = sorted((machine.root / "dev/dri").glob("renderD*"), key=lambda p: p.name)
+    if machine.wsl:
+        yield say("device_files.wsl")
+    elif not kfd.exists() or not renders:
+        absent = "/dev/kfd" if not kfd.exists() else "/dev/dri/renderD*"
+        yield say(f"device_files.absent_{machine.place}", absent=absent)
+    elif closed := next((path for path in (kfd, *renders) if open_error(path)), None):
+        facts = {"path": f"/{closed.relative_to(machine.root)}", "error": open_error(closed)}
+        yield say(f"device_files.closed_{machine.place}", number=closed.stat().st_gid, **facts)
+    else:
+        names = [path.name for path in renders]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield say("device_files.open", names=", ".join(names[:3]) + more)
+
+
+def visible_devices(machine: Machine) -> Iterator[Finding]:
+    """Visible devices: what variables leave of them"""
+    values = {name: machine.environment[name] for name in VISIBLE if name in machine.environment}
+    variables = " and ".join(f"{name}={value!r}" for name, value in values.items())
+    count, cards = len(machine.torch["devices"]), machine.cards
+    hiding = [name for name, value in values.items() if value.strip() in ("", "-1")]
+    small = [c for c in cards if c.gfx in KNOWN["integrated"]]
+    large = [c for c in cards if c.gfx not in KNOWN["integrated"]]
+    if not cards and not count:
+        return
+    if cards and not count and hiding:
+        yield say("visible.none", variables=variables, names=" ".join(hiding))
+        return
+    if "ROCR_VISIBLE_DEVICES" in values and len(values) > 1:
+        yield say("visible.twice", variables=variables)
+    if len(machine.devices) > 1 and small and large and "ROCR_VISIBLE_DEVICES" not in values:
+        yield say("visible.processor_graphics", card=describe(small[0]), large=large[0].index)
+    elif count > 1:
+        yield say("visible.several", count=count, maker="ROCR" if machine.torch.get("hip") else "CUDA")
+    else:
+        state = "One device is visible" if count else "No variable hides a GPU"
+        yield say("visible.one", state=state + (f" ({variables})" if variables else ""))
 
 
 def kernels(machine: Machine) -> Iterator[Finding]:
-    """Kernels of torch for this architecture"""
+    """Kernels: those of torch for this architecture"""
+    built, override = machine.torch.get("built_for") or [], machine.environment.get("HSA_OVERRIDE_GFX_VERSION")
     if not machine.torch.get("hip") or not machine.devices:
         return
-    gfx, built = machine.devices[0].gfx, machine.torch.get("built_for") or []
-    if override := machine.environment.get("HSA_OVERRIDE_GFX_VERSION"):
-        yield say("kernels.override", override=override)
-    elif gfx and built:
-        yield say("kernels.built" if gfx in built else "kernels.not_built", gfx=gfx, built=", ".join(built))
+    if override or (built and machine.devices[0].gfx):
+        case = "override" if override else "built" if machine.gfx in built else "not_built"
+        yield say(f"kernels.{case}", override=override, gfx=machine.gfx, built=", ".join(built))
 
 
 def versions(machine: Machine) -> Iterator[Finding]:
-    """Versions of ROCm and of the driver"""
+    """Versions: of ROCm and of the driver"""
     if not machine.amd.cards and not machine.torch.get("hip"):
         return
-    driver = next((c.driver for c in machine.amd.cards if c.driver), None)
+    driver = next((c.driver for c in machine.amd.cards if c.driver), "version unknown")
     hip = ".".join((machine.torch.get("hip") or "").split(".")[:2])
-    parts = [f"driver {driver}" if driver else "driver version unknown"]
-    parts.append(f"ROCm {machine.rocm} installed" if machine.rocm else "no ROCm in /opt/rocm (torch brings its own)")
-    parts += [f"torch built for ROCm {hip}"] if hip else []
+    installed = f"ROCm {machine.rocm} installed" if machine.rocm else "no ROCm in /opt/rocm (torch brings its own)"
+    parts = [f"driver {driver}", installed] + ([f"torch built for ROCm {hip}"] if hip else [])
     far = hip and machine.rocm and hip.split(".")[0] != machine.rocm.split(".")[0]
     yield say("versions.far" if far else "versions.near", versions="; ".join(parts))
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
-    """Memory of the GPU, and who holds it"""
+    """GPU memory: what is free, and who holds the rest"""
     for index, card in enumerate(machine.devices[:8]):
-        seen = machine.torch["devices"][index] if machine.torch["devices"] else {}
+        seen = machine.torch["devices"][index]["free"] if machine.torch["devices"] else None
         left = card.total - card.used if card.total and card.used is not None else None
-        free = seen.get("free", left)
+        free = min((n for n in (seen, left) if n is not None), default=None)  # HIP does not count what a desktop holds
         if not card.total or free is None:
             continue
-        facts = {"index": index, "total": gb(card.total)}
-        if free > card.total:
-            yield say("memory.strange", free=gb(free), **facts)
-            continue
-        free = min(free, free if left is None else left)  # HIP does not count what a desktop holds
-        processes = [p for p in machine.amd.processes or [] if p.gpu in (None, index)]
-        held = [p for p in processes if (p.memory or 0) > 0.02 * card.total][:4]
+        held = [p for p in machine.amd.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
         owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held)
-        facts |= {"free": gb(free), "owners": f"; {owners}" if owners else ""}
-        taken = free < 0.8 * card.total and card.gfx not in INTEGRATED
-        case = ("held" if held else "taken") if taken else "free"
+        case = "free"
+        if seen and seen > card.total:
+            case, free = "strange", seen
+        elif free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
+            case = "held" if held else "taken"
+        facts = {"index": index, "free": gb(free), "total": gb(card.total), "owners": owners and f"; {owners}"}
         yield say(f"memory.{case}", pids=",".join(str(p.pid) for p in held), **facts)
 
 
 def parts(machine: Machine) -> Iterator[Finding]:
-    """Cards that appear as several devices, and memory that is shared"""
-    cards = machine.devices
+    """Shared or divided: cards that appear as several devices, and memory that is shared"""
+    cards, seen = machine.devices, machine.torch["devices"]
     if split := next((c for c in cards if c.compute_partition not in (None, "SPX")), None):
-        yield say(
-            "parts.divided", compute=split.compute_partition, memory=split.memory_partition or "memory mode unknown"
-        )
+        memory = split.memory_partition or "memory mode unknown"
+        yield say("parts.divided", compute=split.compute_partition, memory=memory)
     if any(re.search(r"MI250|MI200", c.name or "") for c in cards):
         yield say("parts.two_dies")
-    integrated = cards and (cards[0].gfx in INTEGRATED or any(d["integrated"] for d in machine.torch["devices"][:1]))
+    integrated = cards and (cards[0].gfx in KNOWN["integrated"] or (seen and seen[0]["integrated"]))
     if integrated and cards[0].gtt_total:
         yield say("parts.shared", total=gb(cards[0].total) or "an unknown amount", more=gb(cards[0].gtt_total))
 
 
 def tools(machine: Machine) -> Iterator[Finding]:
-    """Tools of the makers: their own sentence where they cannot read the card, which torch or the kernel may still see"""
-    troubles = list(dict.fromkeys(machine.amd.troubles + machine.nvidia.troubles))
-    healthy = machine.torch["devices"] or machine.cards
-    for trouble in troubles:
+    """Sensors: what amd-smi says, or why it cannot read the card, which torch or the kernel may still see"""
+    for trouble in dict.fromkeys(machine.amd.troubles):
+        no_driver = re.search(r"driver.not.(initiali[sz]ed|loaded)|amdgpu", trouble, re.IGNORECASE)
         if "no answer" in trouble:
-            yield say("tools.hang", trouble=trouble)
-        elif re.search(r"driver.not.(initiali[sz]ed|loaded)", trouble, re.IGNORECASE) and machine.wsl:
-            yield say("tools.wsl", trouble=trouble)
-        elif healthy:
-            yield say("tools.not_needed", trouble=trouble)
+            case = "hang"
+        elif no_driver and machine.wsl:
+            case = "wsl"
+        elif machine.torch["devices"] or machine.cards:
+            case = "not_needed"
         else:
-            unloaded = re.search(r"amdgpu|driver", trouble) and "amd-smi" in trouble
-            place = "container" if machine.container else "host"
-            yield say(f"tools.no_driver_{place}" if unloaded else "tools.silent", trouble=trouble)
-    if machine.cards and not troubles:
+            case = f"no_driver_{machine.place}" if no_driver else "silent"
+        yield say(f"tools.{case}", trouble=trouble)
+    if machine.devices and not machine.amd.troubles:
         first = machine.devices[0]
-        state = [f"{first.temperature:.0f} °C"] if first.temperature is not None else []
-        state += [f"{first.power:.0f} W"] if first.power is not None else []
-        yield say("tools.read" if state else "tools.no_sensors", state=", ".join(state))
+        values = ((first.temperature, "°C"), (first.power, "W"))
+        state = ", ".join(f"{value:.0f} {unit}" for value, unit in values if value is not None)
+        yield say("tools.read" if state else "tools.no_sensors", state=state)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.doctor import kernel, probes, tools
-from helpers.doctor.cards import Card, Reading, architecture, merge
+from helpers.doctor.cards import KNOWN, Card, Reading, architecture, merge
 
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "HIP_FORCE_DEV_KERNARG", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
 
 
-@dataclass(frozen=True)
-class Peak:
+class Peak(NamedTuple):
     """``tflops`` of dense bf16 matrix products and ``bandwidth`` of the memory in GB/s, from the maker's page."""
 
     tflops: float
     bandwidth: float
     source: str
-
-
-def peak(name: str | None, compute_partition: str | None = None) -> Peak | None:
-    """What the maker states for a product; None for one not listed and for a part of a card, whose share nobody states."""
-    if compute_partition not in (None, "SPX"):
-        return None
-    listed = tomllib.loads(Path(__file__).with_name("peaks.toml").read_text(encoding="utf-8"))
-    return next((Peak(*states) for pattern, states in listed.items() if re.search(pattern, name or "", re.I)), None)
 
 
 @dataclass
@@ -74,7 +65,10 @@ class Machine:
     def peak(self) -> Peak | None:
         """What the maker states for the device that torch uses; None for a CPU and what is not listed."""
         first = self.devices[0] if self.torch["devices"] else Card(0)
-        return peak(first.name, first.compute_partition)
+        if first.compute_partition not in (None, "SPX"):
+            return None  # nobody states the share of a part of a card
+        listed = KNOWN["peaks"].items()
+        return next((Peak(*states) for name, states in listed if re.search(name, first.name or "", re.I)), None)
 
     def says(self, path: str) -> str | None:
         """A small file of the system."""
@@ -86,14 +80,26 @@ class Machine:
         return (self.says("opt/rocm/.info/version") or "").split("-")[0] or None
 
     @property
-    def container(self) -> bool:
-        """Whether this is the inside of a container."""
-        return any((self.root / name).exists() for name in (".dockerenv", "run/.containerenv"))
+    def place(self) -> str:
+        """Where a remedy has to be applied: "container" or "host"."""
+        marks = (self.root / ".dockerenv", self.root / "run/.containerenv")
+        return "container" if any(mark.exists() for mark in marks) else "host"
 
     @property
     def wsl(self) -> bool:
-        """Whether this is Linux under Windows."""
-        return "microsoft" in (self.says("proc/sys/kernel/osrelease") or "").lower()
+        """Whether this is Linux under Windows, with a GPU passed in."""
+        release = self.says("proc/sys/kernel/osrelease") or ""
+        return "microsoft" in release.lower() and (self.root / "dev/dxg").exists()
+
+    @property
+    def where(self) -> str:
+        """Where the trials ran, as a sentence begins."""
+        return "On the GPU" if self.torch["devices"] else "On the processor"
+
+    @property
+    def gfx(self) -> str:
+        """The architecture of the first device."""
+        return (self.devices[0].gfx if self.devices else None) or "this card"
 
 
 def read_amd(root: Path = Path("/"), seconds: float = 15) -> Reading:
@@ -106,24 +112,12 @@ def read_amd(root: Path = Path("/"), seconds: float = 15) -> Reading:
         return reading
 
 
-def look(
-    root: Path = Path("/"),
-    environment: Mapping[str, str] | None = None,
-    names: tuple[str, ...] = probes.NAMES,
-    seconds: float = 60,
-) -> Machine:
-    """Ask tools, kernel and torch at the same time.
-
-    Args:
-        root: the folder that stands for /.
-        names: the probes to run, by name.
-        seconds: for one probe.
-    """
-    environment = os.environ if environment is None else environment
-    heavy = [name for name in names if name == "packages"]  # imports everything: beside the others, on another core
-    light = [name for name in names if name not in heavy]
+def look(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
+    """Ask tools, kernel and torch at the same time; ``root`` stands for /."""
+    environment = dict(os.environ if environment is None else environment)
+    groups = (probes.NAMES[:-1], probes.NAMES[-1:])  # the last imports everything: beside the others, on another core
     with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(probes.ask, group, seconds, dict(environment)) for group in (light, heavy) if group]
+        jobs = [pool.submit(probes.ask, group, 60, environment) for group in groups]
         amd, nvidia = pool.submit(read_amd, root), pool.submit(kernel.read_nvidia, root)
         answers = {name: result for job in jobs for name, result in job.result().items()}
         shown = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}

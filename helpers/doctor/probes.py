@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from queue import Empty, Queue
 
 from helpers.settings import ROOT
@@ -21,15 +22,8 @@ from helpers.settings import ROOT
 NAMES = ("torch_sees", "bf16", "attention", "varlen", "four_bits", "triton", "speed", "packages")
 
 
-def ask(names: list[str], seconds: float = 60, environment: dict[str, str] | None = None) -> dict[str, dict]:
-    """Run trials.
-
-    Args:
-        seconds: for one trial; the first gets as long again, for the import of torch.
-
-    Returns:
-        By trial its result, or {"failed": reason}. Always an entry for each name.
-    """
+def ask(names: Sequence[str], seconds: float = 60, environment: dict[str, str] | None = None) -> dict[str, dict]:
+    """By trial its result, or {"failed": reason}; the first gets twice the seconds, for the import of torch."""
     found: dict[str, dict] = {}
     while left := [name for name in names if name not in found]:
         command = [sys.executable, "-W", "ignore", "-m", "helpers.doctor.trials", *left]

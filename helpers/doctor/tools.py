@@ -12,7 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from helpers.doctor.cards import Reading, address, architecture, card, celsius, driver, number, size, watts, words
+from helpers.doctor.cards import Reading, address, architecture, between, card, driver, number, size, words
 
 
 def within(seconds: float, function: Callable, *arguments):
@@ -113,8 +113,8 @@ def _facts(gpu: dict) -> dict:
         "total": size(at("mem_usage", "total_vram"), "MB") or size(at("vram", "size"), "MB"),
         "used": size(at("mem_usage", "used_vram"), "MB"),
         "gtt_total": size(at("mem_usage", "total_gtt"), "MB"),
-        "temperature": celsius(*(at("temperature", sensor) for sensor in ("hotspot", "edge", "mem"))),
-        "power": watts(*(at("power", f"{kind}socket_power") for kind in ("", "current_", "average_"))),
+        "temperature": between(0.1, 150, *(at("temperature", sensor) for sensor in ("hotspot", "edge", "mem"))),
+        "power": between(0, 5000, *(at("power", f"{kind}socket_power") for kind in ("", "current_", "average_"))),
         "compute_partition": words(*(at("partition", f"{kind}_partition") for kind in ("accelerator", "compute"))),
         "memory_partition": words(at("partition", "memory_partition")),
         "driver": driver(at("driver", "version"), at("driver", "driver_version")),

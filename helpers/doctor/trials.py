@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module, metadata, util
 
 from helpers.device import varlen_probe
@@ -18,15 +18,14 @@ from helpers.device import varlen_probe
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 # what the series uses of each package; naming it makes the package load its parts
 PACKAGES = {"transformers": "AutoModelForCausalLM", "peft": "LoraConfig", "trl": "SFTTrainer", "datasets": "Dataset"}
 PACKAGES |= {"accelerate": "Accelerator", "bitsandbytes": "functional"}
-
-
-def _device() -> torch.device:
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda:0" if GPU else "cpu")
 
 
 def _error(rough: torch.Tensor, exact: torch.Tensor) -> float:
@@ -37,84 +36,64 @@ def _error(rough: torch.Tensor, exact: torch.Tensor) -> float:
 
 def torch_sees() -> dict:
     """The build of torch, and the devices that it sees."""
-    seen = {"version": torch.__version__, "hip": torch.version.hip, "cuda": torch.version.cuda, "devices": []}
-    seen["built_for"] = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
+    seen = {"version": torch.__version__, "hip": torch.version.hip, "devices": []}
+    seen["built_for"] = torch.cuda.get_arch_list() if GPU else []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         place = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
         device = {"name": properties.name, "total": total, "free": free}
         device["gfx"] = getattr(properties, "gcnArchName", None) if torch.version.hip else None
-        for name, ask in (("temperature", torch.cuda.temperature), ("power", torch.cuda.power_draw)):
-            with suppress(Exception):  # they need a package of the maker, and a driver that answers
-                device[name] = ask(index) / (1000 if name == "power" else 1)  # power comes in milliwatts
         device["integrated"] = bool(getattr(properties, "is_integrated", False))
         device["bus"] = None if None in place else "{:04x}:{:02x}:{:02x}.0".format(*place)
+        with suppress(Exception):  # these need a package of the maker, and a driver that answers
+            device["temperature"] = torch.cuda.temperature(index)
+            device["power"] = torch.cuda.power_draw(index) / 1000  # milliwatts
         seen["devices"].append(device)
     return seen
 
 
 def bf16() -> dict:
-    """Whether a product in bf16 is finite and as near to fp32 as seven bits of fraction allow."""
-    a, b = torch.randn(256, 256, device=_device()), torch.randn(256, 256, device=_device())
-    rough = a.bfloat16() @ b.bfloat16()
-    return {"finite": bool(rough.isfinite().all()), "error": _error(rough, a @ b)}
+    """Whether a product in bf16 is as near to fp32 as seven bits of fraction allow."""
+    a, b = torch.randn(2, 256, 256, device=DEVICE)
+    return {"error": _error(a.bfloat16() @ b.bfloat16(), a @ b)}
 
 
-def _compare(fused, plain, tensors) -> dict:
-    """Compare outputs and gradients of two functions of query, key and value."""
-    results = []
-    for function in (fused, plain):
-        inputs = [t.detach().clone().requires_grad_() for t in tensors]
-        out = function(*inputs)
-        out.float().square().sum().backward()
-        results.append([out.detach(), *(t.grad for t in inputs)])
-    finite = all(bool(t.isfinite().all()) for t in results[0])
-    return {"finite": finite, "error": max(_error(x, y) for x, y in zip(*results, strict=True))}
+def attention() -> dict:
+    """torch's fused attention against its math kernel, forward and backward, in the three forms that models ask for.
+
+    Causal; causal with fewer heads for keys and values; and with padding on the left. For each the kernel that runs.
+    """
+    query, key, value = torch.randn(3, 2, 4, 128, 64, device=DEVICE, dtype=torch.bfloat16 if GPU else torch.float32)
+    padded = torch.ones(2, 1, 128, 128, dtype=torch.bool, device=DEVICE).tril()
+    padded[1, :, :, :40] = False
+    padded[1, :, range(128), range(128)] = True  # a padded row still sees itself, as in transformers' masks
+    grouped = {"is_causal": True, "enable_gqa": True}
+    forms = {"causal": (4, {"is_causal": True}), "grouped": (2, grouped), "padded": (4, {"attn_mask": padded})}
+    kernels, errors = {}, []
+    for form, (heads, options) in forms.items():
+        results = []
+        for backend in (nullcontext(), sdpa_kernel(SDPBackend.MATH)):
+            inputs = [t.clone().requires_grad_() for t in (query, key[:, :heads], value[:, :heads])]
+            with backend, profile(activities=[ProfilerActivity.CPU]) as seen:
+                out = sdpa(*inputs, **options)
+            out.float().square().sum().backward()
+            results.append([out.detach(), *(t.grad for t in inputs)])
+            kernels.setdefault(form, kernel_that_ran(seen))
+        errors += [_error(fused, plain) for fused, plain in zip(*results, strict=True)]
+    return {"error": max(errors), "kernels": kernels}
 
 
-def attention_kernel(function, *tensors) -> str:
-    """The kernel that torch really runs inside a call of SDPA, as its profiler sees it: flash, efficient, math..."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function(*(t.detach().clone().requires_grad_() for t in tensors))
-    called = " ".join(event.key for event in profile.key_averages())
+def kernel_that_ran(seen: profile) -> str:
+    """The kernel that torch really ran for attention, as its profiler saw it: flash, efficient, cudnn, math."""
+    called = " ".join(event.key for event in seen.key_averages())
     found = re.search(r"::_scaled_dot_product_(?:attention_)?(flash|efficient|cudnn|math|fused)", called)
     return found[1] if found else "unknown"
 
 
-def attention() -> dict:
-    """torch's fused attention against the formula, forward and backward, in the three forms that models ask for.
-
-    Causal; causal with fewer heads for keys and values; and with padding on the left. For each the kernel that runs.
-    """
-    dtype = torch.bfloat16 if _device().type == "cuda" else torch.float32
-    tensors = [torch.randn(2, 4, 128, 64, device=_device(), dtype=dtype) for _ in range(3)]
-    grouped = [tensors[0], *(t[:, :2] for t in tensors[1:])]
-    causal = torch.ones(128, 128, dtype=torch.bool, device=_device()).tril()
-    padded = causal.repeat(2, 1, 1, 1)
-    padded[1, :, :, :40] = False
-    padded[1, :, range(128), range(128)] = True  # a padded row still sees itself, as in transformers' masks
-    forms = {
-        "causal": (tensors, {"is_causal": True}, {"attn_mask": causal}),
-        "grouped": (grouped, {"is_causal": True, "enable_gqa": True}, {"attn_mask": causal, "enable_gqa": True}),
-        "padded": (tensors, {"attn_mask": padded}, {"attn_mask": padded}),
-    }
-    results, kernels = [], {}
-    for form, (inputs, options, plain_options) in forms.items():
-
-        def plain(*i, options=plain_options):
-            with sdpa_kernel(SDPBackend.MATH):
-                return sdpa(*i, **options)
-
-        results.append(_compare(lambda *i, options=options: sdpa(*i, **options), plain, inputs))
-        kernels[form] = attention_kernel(lambda *i, options=options: sdpa(*i, **options), *inputs)
-    error = max(result["error"] for result in results)
-    return {"finite": all(result["finite"] for result in results), "error": error, "kernels": kernels}
-
-
 def varlen() -> dict:
     """torch's attention over rows of different length laid end to end, against attention row by row."""
-    if _device().type == "cpu":
+    if not GPU:
         return {"skipped": "a GPU is needed"}
     wrong = varlen_probe("cuda:0")
     return {"failed": wrong} if wrong else {}
@@ -133,54 +112,42 @@ def four_bits() -> dict:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     products = {}
-    for dtype in (torch.bfloat16, torch.float16 if _device().type == "cuda" else torch.float32):
-        matrix = torch.randn(256, 512, device=_device(), dtype=dtype)
+    for dtype in (torch.bfloat16, torch.float16 if GPU else torch.float32):
+        matrix = torch.randn(256, 512, device=DEVICE, dtype=dtype)
         packed, state = quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
         back = dequantize_4bit(packed, state)
         for rows in (1, 8):
-            x = torch.randn(rows, 512, device=_device(), dtype=dtype)
-            halves = zip(*(y.chunk(2, dim=-1) for y in four_bit_and_plain(x, packed, state, back)), strict=True)
+            x = torch.randn(rows, 512, device=DEVICE, dtype=dtype)
+            both = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state), x.float() @ back.float().T
+            halves = zip(*(y.chunk(2, dim=-1) for y in both), strict=True)
             products[f"{rows} x {str(dtype).removeprefix('torch.')}"] = max(_error(*half) for half in halves)
-    library = getattr(getattr(lib, "_lib", None), "_name", None)
-    result = {"version": bitsandbytes.__version__, "library": os.path.basename(library) if library else None}
+    library = os.path.basename(getattr(getattr(lib, "_lib", None), "_name", None) or "") or None
+    result = {"version": bitsandbytes.__version__, "library": library}
     return result | {"error": _error(back, matrix), "products": products}
-
-
-def four_bit_and_plain(x, packed, state, back) -> tuple[torch.Tensor, torch.Tensor]:
-    """The product of rows with a 4-bit matrix, and with the same matrix read back; without gradients, as in answers."""
-    import bitsandbytes
-
-    return bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state), x.float() @ back.float().T
 
 
 def triton() -> dict:
     """Whether Triton compiles a product in bf16 for this device, and whether it is right."""
-    if _device().type == "cpu":
-        return {"skipped": "a GPU is needed"}
-    if util.find_spec("triton") is None:
-        return {"skipped": "the package triton is not installed"}
+    if not GPU or util.find_spec("triton") is None:
+        return {"skipped": "the package triton is not installed" if GPU else "a GPU is needed"}
     product = import_module("helpers.doctor.triton_product").product  # it cannot be imported without Triton
-    a, b = (torch.randn(64, 64, device=_device()).bfloat16() for _ in range(2))
+    a, b = (torch.randn(64, 64, device=DEVICE).bfloat16() for _ in range(2))
     return {"error": _error(product(a, b), a @ b)}
-
-
-def _fastest(statement: str, **names) -> float:
-    """The shortest of several timings in seconds; the first runs, which choose and load a kernel, do not count."""
-    return min(Timer(statement, globals=names).blocked_autorange(min_run_time=0.7).times)
 
 
 def speed() -> dict:
     """TFLOP/s of a matrix product in fp32 and bf16, and GB/s of a copy (bytes read and bytes written)."""
-    on_gpu = _device().type == "cuda"
-    n = 8192 if on_gpu else 1024
-    result = {"n": n}
+
+    def fastest(statement: str, **names) -> float:  # in seconds; the first runs choose and load a kernel
+        return min(Timer(statement, globals=names).blocked_autorange(min_run_time=0.7).times)
+
+    result = {"n": 8192 if GPU else 1024}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(n, n, device=_device()).to(dtype)
-        result[name] = 2 * n**3 / _fastest("a @ a", a=a) / 1e12
-    room = torch.cuda.mem_get_info()[0] // 8 if on_gpu else 2**26
-    source = torch.ones(min(2**30, room), dtype=torch.uint8, device=_device())
-    seconds = _fastest("target.copy_(source)", source=source, target=torch.empty_like(source))
-    return result | {"copy": 2 * source.nbytes / seconds / 1e9}
+        a = torch.randn(result["n"], result["n"], device=DEVICE).to(dtype)
+        result[name] = 2 * result["n"] ** 3 / fastest("a @ a", a=a) / 1e12
+    room = torch.cuda.mem_get_info()[0] // 8 if GPU else 2**26
+    a = torch.ones(min(2**30, room), dtype=torch.uint8, device=DEVICE)
+    return result | {"copy": 2 * a.nbytes / fastest("b.copy_(a)", a=a, b=torch.empty_like(a)) / 1e9}
 
 
 def packages() -> dict:

@@ -44,11 +44,11 @@ def refused(unfair: RunRecord, *, records: list[RunRecord]) -> str:
     try:
         comparability([*records, unfair])
     except NotComparable as reason:
-        rows = "refused, for its evaluation rows: that was step 2. Find another difference that spoils a comparison."
+        rows = "refused, for its evaluation rows. Find another difference that spoils a comparison."
         need(not str(reason).startswith("evaluation rows"), rows)
         return f"refused: {reason}."
     changed = [name for name in vars(unfair) if all(getattr(unfair, name) != getattr(r, name) for r in records)]
     raise NotYet(
         f"this record is let through. Changed: {', '.join(changed) or 'nothing'}. A seed or a learning rate may differ between "
-        "two runs; what must not differ is in the first table of step 2."
+        "two runs; what must not differ is in the first table of step 1."
     )

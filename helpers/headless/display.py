@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from html import escape
 
 _ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
@@ -121,14 +122,22 @@ STOPPED = (
 )
 
 
+RESTARTED = "If an earlier cell makes it, run that one first; after a restart of the kernel, choose Run, Run All Above Selected Cell"
+
+
 def show_error(shell, kind: type[BaseException], error: BaseException, trace, tb_offset=None) -> None:
-    """Show an error of these helpers, and the stop button, as one sentence; all others as IPython does."""
-    if issubclass(kind, KeyboardInterrupt) or kind.__module__.partition(".")[0] == "helpers":
-        name, said = (
-            ("Stopped", str(error) or STOPPED) if issubclass(kind, KeyboardInterrupt) else (kind.__name__, error)
-        )
-        error._render_traceback_ = lambda: [f"{name}: {said}"]
-    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    """Show an error of these helpers, the stop button and a name that no cell has made as one sentence; others as usual."""
+    *_, (frame, line) = traceback.walk_tb(trace)
+    if issubclass(kind, KeyboardInterrupt):
+        said = f"Stopped: {str(error) or STOPPED}"
+    elif kind is NameError and frame.f_globals is shell.user_ns:
+        said = f"NameError: {error}, in line {line} of this cell. {RESTARTED}"
+    elif kind.__module__.partition(".")[0] == "helpers":
+        said = f"{kind.__name__}: {error}"
+    else:
+        return shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    error._render_traceback_ = lambda: [said]
+    shell.showtraceback((kind, error, trace))
 
 
 def switch_on() -> None:

@@ -49,7 +49,7 @@ def name_of(run: dict) -> str:
 def begin(devices: list[str], threads: int) -> None:
     """Give this worker one device and its share of the cores, before torch is imported."""
     number = multiprocessing.current_process()._identity[0] - 1
-    os.environ |= {"OMP_NUM_THREADS": str(threads)}
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
@@ -61,14 +61,15 @@ def one(work: tuple[str, Path, dict]) -> None:
     if path.exists():
         return
     import helpers  # noqa: F401 - silences notices of the libraries
+    from helpers import evaluation
     from helpers.data import prepare
-    from helpers.evaluation import evaluate
     from helpers.guards import GuardError
     from helpers.models import load_tokenizer
     from helpers.settings import settings_for
     from helpers.sources import answer_of, resolve
     from helpers.training import TrainingError, measure_base, train
 
+    evaluation.PROSE_REPLIES = 0  # its loss is enough here
     changes = {k: v for k, v in run.items() if k != "method"}
     method = run["method"] if run["method"] != "base" else "lora"
     settings = settings_for(
@@ -92,7 +93,7 @@ def one(work: tuple[str, Path, dict]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # progress bars of several runs at a time
             made = measure_base(settings, judged) if run["method"] == "base" else train(settings, data, resume=False)
         record = made.record
-        found = record.evaluation or evaluate(made.model, made.tokenizer, judged, settings)
+        found = record.evaluation or evaluation.evaluate(made.model, made.tokenizer, judged, settings)
         losses = {"questions": found["loss"]} | {k: found[k]["loss"] for k in ("prose", "general", "unrelated")}
         right = found["exact_match"]
         row |= {"stopped": None, "right": sum(right), "questions": len(right), "losses": losses}
@@ -104,6 +105,9 @@ def one(work: tuple[str, Path, dict]) -> None:
         row |= {"commit": record.commit, "environment": record.environment, "date": record.started}
     except (TrainingError, GuardError) as fault:
         row["stopped"] = str(fault)[:300]
+    except Exception as fault:  # of the machine, not of the run: no file, so that it is tried again
+        print(path.stem, "failed:", str(fault)[:300], flush=True)
+        return
     shutil.rmtree(settings.series_folder.parent, ignore_errors=True)
     path.write_text(json.dumps(row), encoding="utf-8")
     print(path.stem, row["stopped"] or f"{row['right']} of {row['questions']} right, {row['losses']}", flush=True)

@@ -19,7 +19,6 @@ def lab(tmp_path):
     """The address that `make lab PROFILE=tiny` prints, in a copy of what is committed."""
     committed = subprocess.run(["git", "-C", ROOT, "archive", "HEAD"], stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-x", "-C", tmp_path], input=committed, check=True)
-    (tmp_path / "runs").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -32,9 +32,9 @@ def tools_on_path(tmp_path, monkeypatch):
 def judged(tmp_path):
     """Findings by check for a machine with these probes, cards, files and variables."""
 
-    def judge(probes=ON_CPU, cards=(), files=None, processes=None, troubles=(), **environment) -> dict[str, list]:
+    def judge(probes=ON_CPU, cards=(), files=None, processes=(), troubles=(), **environment) -> dict[str, list]:
         root = plant(tmp_path / "root", FILES if files is None else files)
-        machine = Machine(root, environment, Reading(list(cards), processes, list(troubles)), Reading(), probes)
+        machine = Machine(root, environment, Reading(list(cards), list(processes), list(troubles)), Reading(), probes)
         findings: dict[str, list] = {}
         for one in examine(machine):
             findings.setdefault(one.check, []).append(one)

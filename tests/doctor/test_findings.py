@@ -65,7 +65,7 @@ def test_a_gpu_that_no_wheel_serves_leaves_the_cpu(judged):
     ],
 )
 def test_device_files_that_are_absent_or_closed_are_a_problem(judged, monkeypatch, files, error, words):
-    monkeypatch.setattr("helpers.doctor.access.open_error", lambda path: error)
+    monkeypatch.setattr("helpers.doctor.hardware.open_error", lambda path: error)
     found = judged(hip(), [CARD], files)
     assert levels(found, "Device files") == ["problem"] and words in found["Device files"][0].remedy
 
@@ -136,7 +136,7 @@ def test_an_unknown_card_gets_no_share_of_a_peak(judged):
 
 
 def test_each_text_has_a_level_and_each_trouble_a_remedy():
-    for check, cases in finding._texts().items():
+    for check, cases in finding.TEXTS.items():
         for case, text in cases.items():
             assert set(text) <= {"level", "says", "remedy", "source"} and text["level"] in finding.LEVELS
             assert text["level"] == "ok" or "remedy" in text or (check, case) in NO_REMEDY, (check, case)

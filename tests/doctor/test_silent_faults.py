@@ -6,10 +6,12 @@ from helpers.doctor.machine import Machine, read_amd
 from helpers.doctor.probes import NAMES
 from tests.doctor.faked import CARD, FILES, hip, levels, plant
 
+import bitsandbytes
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
 
 WSL = {"proc/sys/kernel/osrelease": "6.6.87.2-microsoft-standard-WSL2", "dev/dxg": ""}
 NO_DRIVER = "Unable to get devices, driver not initialized (amdgpu not found in modules)"
@@ -122,10 +124,10 @@ def test_a_wsl_whose_gpu_torch_cannot_see_is_a_problem(judged, torch_build, word
 # --- products with a 4-bit matrix -------------------------------------------------------------------------------------
 
 
-def _half_wrong(rows):
-    def product(x, packed, state, back):
-        exact = x.float() @ back.float().T
-        return torch.cat([exact[:, :128], exact[:, 128:] * rows], dim=1), exact
+def _half_wrong(factor):
+    def product(x, packed, quant_state):
+        exact = x @ bitsandbytes.functional.dequantize_4bit(packed.t(), quant_state).to(x.dtype).T
+        return torch.cat([exact[:, :128], exact[:, 128:] * factor], dim=1)
 
     return product
 
@@ -136,16 +138,16 @@ def _half_wrong(rows):
         (_half_wrong(0.0), False),
         (_half_wrong(1.1), False),
         (_half_wrong(float("nan")), False),
-        (lambda x, packed, state, back: (torch.randn(len(x), 256), x.float() @ back.float().T), False),
+        (lambda x, packed, quant_state: torch.randn(len(x), 256), False),
         (_half_wrong(1.001), True),
-        (trials.four_bit_and_plain, True),
+        (bitsandbytes.matmul_4bit, True),
     ],
     ids=["half is zero", "half is too large", "half is NaN", "unrelated", "rounding", "the real library"],
 )
 def test_a_product_that_is_wrong_in_one_half_is_a_problem_although_reading_back_is_right(
     judged, monkeypatch, product, right
 ):
-    monkeypatch.setattr(trials, "four_bit_and_plain", product)
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", product)
     result = trials.four_bits() | {"library": "libbitsandbytes_rocm71.so"}
     assert 0.05 < result["error"] < 0.15 and {"1 x bfloat16", "8 x bfloat16"} <= set(result["products"])
     (finding,) = judged(hip({}) | {"four_bits": result}, [CARD])["4 bits"]
@@ -178,7 +180,7 @@ def test_one_row_alone_is_enough_to_be_found_wrong(judged):
     ],
 )
 def test_a_silent_fall_to_the_math_kernel_is_a_warning(judged, kernels, variables, level, words):
-    probes = hip({"gfx": "gfx1100"}) | {"attention": {"finite": True, "error": 0.004, "kernels": kernels}}
+    probes = hip({"gfx": "gfx1100"}) | {"attention": {"error": 0.004, "kernels": kernels}}
     (finding,) = judged(probes, [Card(0, "AMD Radeon RX 7900 XTX", "gfx1100")], **variables)["Attention"]
     assert finding.level == level and words in finding.says
     assert level == "ok" or variables or "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1" in finding.remedy
@@ -189,16 +191,14 @@ def test_a_silent_fall_to_the_math_kernel_is_a_warning(judged, kernels, variable
 def test_the_kernel_is_named_from_what_really_ran(backend, heads):
     query, key = torch.randn(1, 4, 8, 16), torch.randn(1, heads, 8, 16)
 
-    def attend(q, k, v):
-        with sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads < 4)
-
+    with sdpa_kernel(backend), profile(activities=[ProfilerActivity.CPU]) as seen:
+        scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=heads < 4)
     expected = "math" if backend == SDPBackend.MATH else "flash"
-    assert trials.attention_kernel(attend, query, key, key) == expected
+    assert trials.kernel_that_ran(seen) == expected
 
 
 def test_on_a_processor_the_math_kernel_is_no_warning(judged):
-    kernels = {"attention": {"finite": True, "error": 1e-6, "kernels": {"causal": "math"}}}
+    kernels = {"attention": {"error": 1e-6, "kernels": {"causal": "math"}}}
     assert levels(judged(hip() | kernels, files={}), "Attention") == ["ok"]
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -89,5 +90,12 @@ def test_a_notebook_shows_our_errors_in_one_line_and_others_with_their_calls(mon
     assert traceback_of(shell, monkeypatch, KeyboardInterrupt()) == f"Stopped: {STOPPED}"
     assert traceback_of(shell, monkeypatch, Stopped(1, 2, None)).startswith("Stopped: you stopped the training after")
     assert traceback_of(shell, monkeypatch, SettingsError("a sentence")) == "SettingsError: a sentence"
+    for missing in ("undefined_name", "len(undefined_name)", "def f():\n    undefined_name\nf()"):
+        with pytest.raises(NameError) as unknown:
+            exec(missing, shell.user_ns)
+        said = traceback_of(shell, monkeypatch, unknown.value)
+        assert re.match(
+            "NameError: name 'undefined_name' is not defined, in line [12] of this cell. If an earlier", said
+        )
     foreign = traceback_of(shell, monkeypatch, ValueError("a value"))
     assert os.path.basename(__file__) in foreign and foreign.count("\n") > 3

@@ -130,7 +130,7 @@ def test_04_wrong_answers_are_told_why(runs):
     found = records.load_series(runs.folder / "tiny")
     last = found[-1]
     rows = replace(last, seed=9, evaluation=last.evaluation | {"fingerprint": "0"})
-    assert "that was step 2" in comparison.refused(rows, records=found).message
+    assert "for its evaluation rows" in comparison.refused(rows, records=found).message
     rate = replace(last, seed=9, settings=last.settings | {"learning_rate": 1e-9})
     assert "may differ" in comparison.refused(rate, records=found).message
     for change in (

@@ -200,7 +200,7 @@ def test_a_seat_is_the_committed_tree_without_solutions_news_or_own_results(hub)
         assert (seat / name).read_bytes() == subprocess.run(
             ["git", "-C", ROOT, "show", f"HEAD:{name}"], capture_output=True
         ).stdout
-    assert (seat / "my_data").is_dir() and not (seat / "runs").exists()
+    assert all((seat / own).is_dir() for own in ("my_data", "runs")) and not list((seat / "runs").iterdir())
     assert json.loads((seat / "docs/workshop/lab/overrides.json").read_text())[
         "@jupyterlab/apputils-extension:notification"
     ]
