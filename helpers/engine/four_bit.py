@@ -66,6 +66,8 @@ def dequantised_by_torch(model: nn.Module) -> Iterator[None]:
     places = [
         p for p in places if type(p[2]).__module__.startswith("bitsandbytes") and hasattr(p[2].weight, "quant_state")
     ]
+    # a block that crosses rows is read in another way by bitsandbytes on a CPU
+    places = [p for p in places if p[2].in_features % p[2].weight.quant_state.blocksize == 0]
     for parent, name, layer in places:
         setattr(parent, name, TorchLinear4bit(layer))
     try:

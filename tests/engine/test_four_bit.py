@@ -14,10 +14,12 @@ KINDS = [
 ]
 
 
-def layer(bias: bool = False, dtype=torch.bfloat16, **kind):
+def layer(bias: bool = False, dtype=torch.bfloat16, inputs: int = 256, **kind):
     torch.manual_seed(0)
-    made = bitsandbytes.nn.Linear4bit(256, 96, bias=bias, compute_dtype=dtype)
-    made.weight = bitsandbytes.nn.Params4bit(torch.randn(96, 256, dtype=dtype), requires_grad=False, **kind).to("cpu")
+    made = bitsandbytes.nn.Linear4bit(inputs, 96, bias=bias, compute_dtype=dtype)
+    made.weight = bitsandbytes.nn.Params4bit(torch.randn(96, inputs, dtype=dtype), requires_grad=False, **kind).to(
+        "cpu"
+    )
     return torch.nn.Sequential(made.requires_grad_(False))
 
 
@@ -50,6 +52,7 @@ def test_output_and_gradient_are_those_of_bitsandbytes(bias):
 
 def test_layers_of_other_kinds_are_left_alone():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Embedding(3, 4), torch.nn.LayerNorm(4))
+    model = torch.nn.Sequential(*model, layer(inputs=160)[0])  # its blocks of 64 cross the rows
     before = list(model)
     with pytest.raises(RuntimeError), dequantised_by_torch(model):
         assert list(model) == before
