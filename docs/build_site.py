@@ -66,10 +66,11 @@ def gather(executed: Path, source: Path, profile: str) -> list[str]:
     landing = (source / "docs" / "index.md").read_text(encoding="utf-8")
     (source / "index.md").write_text(landing.replace("](../", "]("), encoding="utf-8")
     (source / "docs" / "index.md").unlink()
-    for page in [*source.rglob("*.md"), *source.rglob("*.ipynb")]:  # a folder is no page to lead to
+    for page in [*source.rglob("*.md"), *source.rglob("*.ipynb")]:  # a folder or a hidden file is no page to lead to
         text = page.read_text(encoding="utf-8")
-        folder = re.compile(r"\[([\w./ -]+)\]\((\w[\w./-]*)\)")
-        text = folder.sub(lambda link: link[1] if (page.parent / link[2]).is_dir() else link[0], text)  # noqa: B023
+        for link in re.finditer(r"\[([\w./ -]+)\]\((\.?\w[\w./-]*)\)", text):
+            if link[2].startswith(".") or (page.parent / link[2]).is_dir():
+                text = text.replace(link[0], link[1])
         page.write_text(text, encoding="utf-8")
     (source / "results.md").write_text(results(executed, profile), encoding="utf-8")
     return missing

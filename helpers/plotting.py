@@ -27,6 +27,8 @@ STYLES = {  # of each method: colour, dashes of a line, hatching of a surface
     "dora": ("#CC79A7", (0, (1, 1)), "xx"),
     "rslora": ("#E69F00", (0, (5, 1, 1, 1)), "\\\\"),
     "adalora": ("#56B4E9", (0, (3, 3)), "++"),  # in the records of a sweep
+    "grpo": ("#882255", "-", "oo"),
+    "dpo": ("#117733", "--", "**"),
 }
 COLOURS, DASHES, HATCHES = ({method: style[i] for method, style in STYLES.items()} for i in range(3))
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00"}
@@ -287,7 +289,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
     label = f"matrix products alone: {ceiling:,.0f}" + ", far to the right" * far
     axes.axvline(ceiling, color="black", linestyle="--", label=label)
     axes.set(xlim=(0, 1.15 * (end if far else max(ceiling, end))))
-    axes.set_title(f"{best}: {speeds[best] / first:.1f} times the first", loc="left", pad=22)
+    axes.set_title(f"Fastest: {best}, {speeds[best] / first:.1f} times the first", loc="left", pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, frameon=False)  # above: inside, it hides numbers

@@ -42,6 +42,8 @@ def test_a_notebook_that_was_not_run_is_shown_without_results_and_says_so(tmp_pa
     assert "has not been run" in nbformat.read(source / "notebooks" / others[0].name, 4).cells[2].source
     assert "| 1.5 |" in (source / "results.md").read_text()
     assert "](notebooks/images/" in (source / "index.md").read_text()
+    contributing = (source / "CONTRIBUTING.md").read_text()
+    assert "runs .ci/run on" in contributing and "[CHANGELOG.md](CHANGELOG.md)" in contributing
 
 
 def test_a_seat_needs_its_prediction_and_a_gigabyte_and_leaves_a_tenth_of_the_card():

@@ -1,15 +1,20 @@
-"""Checks for the exercises of 05_inference: room to answer, padding, the scale of an adapter."""
+"""Checks for the exercises of 05_inference: room to answer, the scale of an adapter, a fine-tune of the reader's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from helpers.data import Example
-from helpers.exercises import check, need, unlike
-from helpers.settings import IGNORED
-from helpers.sources import quiet
+from helpers.data import Example, encode
+from helpers.evaluation import held_out_loss
+from helpers.exercises import check, expect, need
+from helpers.inference import generate
+from helpers.models import load_base, load_tokenizer
+from helpers.settings import IGNORED, Settings
+from helpers.sources import quiet, resolve
 
 import torch
+from peft import PeftModel
 
 
 @check
@@ -18,61 +23,50 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
     supervised = [sum(label != IGNORED for label in example.labels) for example in examples]
     truth, longest = max(supervised), max(len(example.input_ids) for example in examples)
     end = f"the longest answer would fit, but not its {tokenizer.eos_token}: it would end at the limit."
-    unlike(tokens, truth, (longest, "that counts the question as well; only new tokens count."), (truth - 1, end))
-    need(tokens >= truth, f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut.")
-    need(tokens == truth, f"{tokens:g} is enough, but fewer would do.")
+    cut = f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut."
+    other = f"{tokens:g} is enough, but fewer would do." if tokens > truth else cut
+    question = "that counts the question as well; only new tokens count."
+    expect(tokens, truth, other, (longest, question), (truth - 1, end))
     return f"{truth} tokens. The profile leaves more room, since a model may take another way to the number."
-
-
-@check
-def padded_right(same: set, *, load: Callable, tokenizer, prompts: list[list[dict]], limit: int) -> str:
-    """Which prompts of a batch keep their answer when the padding stands on the right; measured by asking."""
-    need(same <= set(range(len(prompts))), f"the prompts are numbered 0 to {len(prompts) - 1}.")
-    model = load()
-
-    def answers(side: str) -> tuple[list[str], list[bool]]:
-        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
-        inputs = tokenizer.apply_chat_template(prompts, tokenizer_kwargs={"padding_side": side}, **options).to(
-            model.device
-        )
-        with torch.inference_mode(), quiet():  # transformers warns of the padding that is asked about
-            out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return tokenizer.batch_decode(new, skip_special_tokens=True), inputs["attention_mask"].all(dim=1).tolist()
-
-    (left, _), (right, unpadded) = answers("left"), answers("right")
-    measured = {row for row, (a, b) in enumerate(zip(left, right, strict=True)) if a == b}
-    expected = {row for row, full in enumerate(unpadded) if full}
-    need(
-        same in (measured, expected),
-        f"you say {sorted(same)}; in fact {len(measured)} of {len(prompts)} keep their answer. Where does the first new token "
-        "go in each row, and what stands before it?",
-    )
-    return (
-        f"rows without padding ({sorted(expected)}) answer as before. In the others the answer begins after padding. "
-        f"Measured: {sorted(measured)} keep their answer."
-    )
 
 
 @check
 def scaled_adapter(scale: Callable, *, load: Callable) -> str:
     """A function that multiplies the update of a loaded adapter; tried with the factors 1, 0.5 and 0 on fresh loads."""
 
-    def updates(factor: float | None) -> list[torch.Tensor]:
-        model = load()
-        if factor is not None and (returned := scale(model, factor)) is not None:
-            model = returned
+    def updates(model) -> list[torch.Tensor]:
         layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
-        need(bool(layers), "there is no adapter left on the model: scale it before it is merged.")
+        need(layers, "there is no adapter left on the model: scale it before it is merged.")
         return [layer.get_delta_weight("default").detach().float() for layer in layers[:6]]
 
-    full = updates(None)
+    full = updates(load())
     for factor in (1.0, 0.5, 0.0):
-        for before, after in zip(full, updates(factor), strict=True):
+        model = load()
+        for before, after in zip(full, updates(scale(model, factor) or model), strict=True):
             share = (after.norm() / before.norm()).item()
-            if factor == 0.5:
-                quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
-                unlike(share, factor, (0.25, quarter), near=0.08)
             left = f"with the factor {factor:g}, {share:.2f} of the update is left, not {factor:g}."
-            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), left)
+            quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
+            squared = factor == 0.5 and abs(share - 0.25) < 0.02
+            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), quarter if squared else left)
     return "1 leaves the adapter, 0 gives the base, and 0.5 lies half way: a merged model can be mixed like that."
+
+
+@check
+def own_fine_tune(folder: str, talk: list[dict], *, settings: Settings) -> str:
+    """An adapter that a reader trained without this package: loaded onto a fresh base, it has learned more than its rows."""
+    saved = Path(folder)
+    there = (saved / "adapter_config.json").is_file()
+    need(there, f"there is no adapter_config.json in {folder}: save the adapter there.")
+    need([m.get("role") for m in talk][-2:] == ["user", "assistant"], "talk has to end with a question and its answer.")
+    base = resolve(settings)
+    tokenizer, model = load_tokenizer(base), load_base(base, "fp32")
+    row = encode(Example(talk), tokenizer)
+    before = held_out_loss(model, [row])["loss"]
+    with quiet():
+        model = PeftModel.from_pretrained(model, saved).eval()
+    grown = any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
+    need(grown, "B is zero in every layer: this adapter was saved before it was trained.")
+    after = held_out_loss(model, [row])["loss"]
+    found = f"the loss on your conversation went from {before:.2f} to {after:.2f} nats per token"
+    need(after < before, f"{found}: the adapter learned something, but nothing that helps there.")
+    return f"{found}, and the model replies: {generate(model, tokenizer, [talk[:-1]], 60)[0]!r}"

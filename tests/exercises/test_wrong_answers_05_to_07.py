@@ -1,11 +1,14 @@
 """The usual wrong answers to the exercises of 05 to 07 are told why."""
 
 from helpers import models
+from helpers.data import Example, encode
 from helpers.exercises import devices, four_bit
 from helpers.exercises import inference as using
 from helpers.settings import IGNORED
+from helpers.sources import resolve
 
 import torch
+from peft import get_peft_model
 
 
 def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
@@ -19,12 +22,6 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     def load():
         return models.load_trained(runs.settings("lora")).eval()
 
-    prompts = [e.prompt for e in data.test]
-    everything = using.padded_right(range(len(prompts)), load=load, tokenizer=tokenizer, prompts=prompts, limit=16)
-    assert "what stands before it" in everything.message
-    one = using.padded_right(3, load=load, tokenizer=tokenizer, prompts=prompts, limit=8)
-    assert "give a set for same" in one.message
-
     def both(model, factor):
         for name, value in model.named_parameters():
             if "lora_" in name:
@@ -33,6 +30,31 @@ def test_05_wrong_answers_are_told_why(runs, data, tokenizer):
     assert "a quarter of the update" in using.scaled_adapter(both, load=load).message
     assert "1.00 of the update" in using.scaled_adapter(lambda model, factor: model, load=load).message
     assert "no adapter left" in using.scaled_adapter(lambda model, _: model.merge_and_unload(), load=load).message
+
+
+def test_05_a_fine_tune_of_ones_own_is_inspected(tiny, runs, tmp_path):
+    talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Ember."}]
+
+    def verdict(folder, talk=talk):
+        return using.own_fine_tune(str(folder), talk, settings=tiny)
+
+    assert "no adapter_config.json" in verdict(tmp_path).message
+    model = get_peft_model(models.load_base(resolve(tiny), "fp32"), models.adapter_config(tiny))
+    model.save_pretrained(tmp_path / "untrained")
+    assert "before it was trained" in verdict(tmp_path / "untrained").message
+    assert "end with a question and its answer" in verdict(tmp_path / "untrained", talk[:1]).message
+    ids = torch.tensor([encode(Example(talk), models.load_tokenizer(resolve(tiny))).input_ids])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for sign, words in ((-1, "nothing that helps"), (1, "the model replies")):
+        for _ in range(8):
+            (sign * model(input_ids=ids, labels=ids).loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(tmp_path / "trained")
+        assert words in verdict(tmp_path / "trained").message, words
+        for name, value in model.named_parameters():
+            value.data *= 0 if "lora_B" in name else 1
+        optimizer.state.clear()
 
 
 def test_06_wrong_answers_are_told_why(solved):
@@ -61,7 +83,7 @@ def test_06_wrong_answers_are_told_why(solved):
 def test_07_wrong_answers_are_told_why(solved):
     names = solved("07_multi_gpu")[1]
     each, fewest, card = names["each"], names["fewest"], names["model_70b"] | {"devices": 8}
-    for wrong, why in ((8 * each, "together"), (each / 8, "weights alone"), (each * 3 / 4, "masters"), (each * 1e9, "not for"),
+    for wrong, why in ((8 * each, "together"), (each / 8, "weights alone"), (each * 3 / 4, "master copies"), (each * 1e9, "not for"),
                        (each / 2, "2 + 2 + 4 + 8")):  # fmt: skip
         assert why in devices.fewest_devices(wrong, fewest, **card).message
     alone = -(-each * 8 * 1e9 // card["memory"])
@@ -80,15 +102,3 @@ def test_07_wrong_answers_are_told_why(solved):
     for wrong, why in (((1, 1), "mean of means"), ([k / sum(n) for k in n], "divides by 2"), (n, "a mean times"),
                        ([sum(n) / k / P for k in n], "upside down"), ((2, 0), "sums over tokens"), ([1], "2 factors")):  # fmt: skip
         assert why in devices.factors_of_means(wrong, **means).message
-
-    cut = {"gradient": names["matrix"], "limit": 1.0}
-    sends, clips = names["sends"], names["clips"]
-
-    def own(shard, numbers, limit):
-        return shard * min(1.0, limit / shard.norm())
-
-    for wrong, why in (((lambda shard: shard, clips), "one is enough"), ((sends, own), "own norm"),
-                       ((lambda shard: shard.norm(), lambda s, n, limit: s * min(1.0, limit / sum(n))), "add up"),
-                       ((sends, lambda s, n, limit: s * limit / sum(n) ** 0.5), "below the limit"),
-                       ((sends, lambda s, *_: s), "does not clip"), ((sends, lambda *_: None), "returns nothing")):  # fmt: skip
-        assert why in devices.clipped_in_parts(*wrong, **cut).message
