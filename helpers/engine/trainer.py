@@ -13,7 +13,6 @@ from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed
 from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
-from helpers.engine.four_bit import dequantised_by_torch
 from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
@@ -213,11 +212,7 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = decoder_blocks(base) if plan.value("compile") else []
-    products = contextlib.nullcontext()
-    if plan.value("products") == "fp8":
-        products = products_in_fp8(base)
-    elif plan.value("compile"):
-        products = dequantised_by_torch(base)
+    products = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
