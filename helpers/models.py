@@ -166,11 +166,12 @@ def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:
     write_manifest(folder)
 
 
-def load_adapter(model, base: Base, folder: Path, name: str = "default") -> PeftModel:
+def load_adapter(model, base: Base, folder: Path, name: str = "default", trainable: bool = False) -> PeftModel:
     """Put a saved adapter on a freshly loaded base, or beside the adapters that it carries. The base is changed in place.
 
     Args:
         name: of this adapter on the model; it is the active one afterwards.
+        trainable: continue to train it; its weights are then fp32, whatever the precision of the base.
 
     Raises:
         ModelError: if the folder holds no adapter, a damaged one, or one that was trained on another base.
@@ -189,10 +190,12 @@ def load_adapter(model, base: Base, folder: Path, name: str = "default") -> Peft
             model.load_adapter(folder, name, autocast_adapter_dtype=False)
             model.set_adapter(name)
         else:
-            model = PeftModel.from_pretrained(model, folder, name, autocast_adapter_dtype=False)
+            model = PeftModel.from_pretrained(model, folder, name, trainable, autocast_adapter_dtype=trainable)
         check_loaded(model, name, tensors, folder)
     for parameter, weight in model.named_parameters():
-        if "lora_" in parameter:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+        if (
+            "lora_" in parameter and not trainable
+        ):  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
             weight.data = weight.data.to(dtype)
     return model
 

@@ -27,6 +27,8 @@ STYLES = {  # of each method: colour, dashes of a line, hatching of a surface
     "dora": ("#CC79A7", (0, (1, 1)), "xx"),
     "rslora": ("#E69F00", (0, (5, 1, 1, 1)), "\\\\"),
     "adalora": ("#56B4E9", (0, (3, 3)), "++"),  # in the records of a sweep
+    "grpo": ("#882255", "-", "oo"),
+    "dpo": ("#117733", "--", "**"),
 }
 COLOURS, DASHES, HATCHES = ({method: style[i] for method, style in STYLES.items()} for i in range(3))
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00"}

@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import get_type_hints
 
+from helpers.settings import AFTER_SFT
+
 VERSION = 1
 FILE_NAME = "record.json"
 CHECKPOINTS = "checkpoints"  # the folder of an unfinished training's checkpoints
@@ -240,9 +242,14 @@ def lost_files(record: RunRecord, folder: Path) -> list[str]:
     return lost
 
 
-def load_series(folder: Path) -> list[RunRecord]:
-    """Every finished run under a folder such as ``runs/small``, ordered by method and seed."""
-    return _ordered([load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")])
+def load_series(folder: Path, after_sft: bool = False) -> list[RunRecord]:
+    """Every finished run under a folder such as ``runs/small``, ordered by method and seed.
+
+    Args:
+        after_sft: whether to include the runs of 11_after_sft, whose training loss is another quantity.
+    """
+    runs = [load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")]
+    return _ordered([run for run in runs if after_sft or run.method not in AFTER_SFT])
 
 
 def _ordered(runs: list[RunRecord]) -> list[RunRecord]:

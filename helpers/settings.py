@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("full", "lora", "qlora", "dora", "rslora")
+AFTER_SFT = ("dpo", "grpo")  # they continue a LoRA adapter, in 11_after_sft
+METHODS = ("full", "lora", "qlora", "dora", "rslora", *AFTER_SFT)
 ALL_LINEAR = "all-linear"
 IGNORED = -100  # the label of a token that takes no part in the loss, as torch's cross_entropy has it
 
@@ -67,6 +68,7 @@ class Settings:
     # the evaluation
     max_new_tokens: int = 64
     eval_batch_size: int = 80
+    temperature: float = 1.0  # of the answers that GRPO samples; every evaluation is greedy
     # where results go
     save_steps: int = 0  # optimizer steps between checkpoints to resume from; 0 keeps none
     runs_dir: str = "runs"
@@ -191,6 +193,8 @@ def _check_range(name: str, value: float) -> None:
         raise SettingsError(f"{name} must be {'at least 1' if least else 'zero or more'}, not {value!r}")
     if value > most:
         raise SettingsError(f"{name} must be at most {most:,}, not {value!r}")
+    if name == "temperature" and value == 0:
+        raise SettingsError("temperature must be above 0: GRPO learns from answers that differ")
     if name == "dropout" and value >= 1:
         raise SettingsError(f"dropout is a probability below 1, not {value!r}")
     if name == "learning_rate" and not 0 < value < 1:

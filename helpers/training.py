@@ -32,7 +32,7 @@ from helpers.engine.updates import weight_updates
 from helpers.evaluation import baselines, evaluate, held_out_loss
 from helpers.memory import free_memory
 from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
-from helpers.settings import IGNORED, Settings
+from helpers.settings import AFTER_SFT, IGNORED, Settings
 from helpers.sources import Base, quiet, resolve
 
 import torch
@@ -137,6 +137,8 @@ def _carry_out(run: Run, model: torch.nn.Module | None, resume: bool) -> None:
 
 def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: World) -> Run:
     """Fix rows, order and the use of this machine, and refuse what cannot work, before anything is loaded."""
+    if settings.method in AFTER_SFT:
+        raise TrainingError(f"train does supervised fine-tuning only; 11_after_sft shows {settings.method} with TRL")
     started, record, base = time.perf_counter(), records.begin(settings), resolve(settings)
     tokenizer, order = load_tokenizer(base), training_order(data, settings)
     rows = [row for batch in order for row in batch]

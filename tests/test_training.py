@@ -2,7 +2,7 @@
 
 from helpers.inference import logits
 from helpers.models import load_base, load_saved, load_trained
-from helpers.settings import METHODS, settings_for
+from helpers.settings import AFTER_SFT, METHODS, settings_for
 from helpers.sources import resolve
 from helpers.training import train
 from tests.shared import losses
@@ -54,7 +54,7 @@ def test_both_methods_see_the_same_rows_and_tokens(runs):
     assert lora.training["supervised_tokens"] == full.training["supervised_tokens"]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "full")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("lora", "full", *AFTER_SFT)])
 def test_variants_train_through_the_same_path_and_load_as_they_were(tmp_path, data, method):
     settings = settings_for("tiny", method, runs_dir=str(tmp_path), max_steps=20)
     trained = train(settings, data)

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from helpers.comparison.statistics import wilson
 from helpers.memory import GB
 from helpers.records import REFERENCE_NOTE, RunRecord
+from helpers.settings import AFTER_SFT
 
 import pandas
 
@@ -40,7 +41,7 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
     }
     for_timed = {"device whose speed was measured": lambda r: r.device.get("name")}
     shared: dict[str, object] = {}
-    trained = [r for r in records if r.method != "base"]
+    trained = [r for r in records if r.method not in ("base", *AFTER_SFT)]  # those train on their own answers
     timed = [r for r in trained if r.training.get("tokens_per_second")]
     for part, names in ((records, fields), (trained, for_trained), (timed, for_timed)):
         for name, get in names.items():

@@ -139,9 +139,12 @@ def speed() -> dict:
     """TFLOP/s of a matrix product in fp32 and bf16, and GB/s of a copy (bytes read and bytes written)."""
 
     def fastest(statement: str, **names) -> float:  # in seconds; the first runs choose and load a kernel
-        return min(Timer(statement, globals=names).blocked_autorange(min_run_time=0.7).times)
+        timer = Timer(
+            statement, globals=names, num_threads=torch.get_num_threads()
+        )  # as in training; its default is one
+        return min(timer.blocked_autorange(min_run_time=0.7).times)
 
-    result = {"n": 8192 if GPU else 1024}
+    result = {"n": 8192 if GPU else 1536}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(result["n"], result["n"], device=DEVICE).to(dtype)
         result[name] = 2 * result["n"] ** 3 / fastest("a @ a", a=a) / 1e12

@@ -1,0 +1,70 @@
+"""Checks for the exercises of 11_after_sft: advantages, a reward that resists cheating, the first loss of DPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import mean, pstdev
+
+from helpers.exercises import check, need, unlike
+from helpers.sources import answer_of
+
+
+@check
+def group_advantages(advantages: Callable) -> str:
+    """The advantages of the answers to one question, from their rewards."""
+    flat = list(advantages([1.0] * 8))
+    need(
+        len(flat) == 8 and all(each == 0 for each in flat), f"eight equal rewards teach nothing, and yours are {flat}."
+    )
+    for rewards in ([1.0, 0.0, 0.0, 0.0], [1.1, 0.1, 1.1, 0.0, 0.1, 0.1, 0.1, 1.1]):
+        got, centre = [float(each) for each in advantages(rewards)], mean(rewards)
+        need(len(got) == len(rewards), f"{len(rewards)} rewards give {len(got)} advantages.")
+        need(
+            abs(mean(got)) < 1e-4, f"for {rewards} the mean is {mean(got):.3g}, not 0: subtract the mean of the group."
+        )
+        small = pstdev(rewards) * math.sqrt(len(rewards) / (len(rewards) - 1)) + 1e-3  # the sample's deviation
+        likeness = [(reward - centre) / each for reward, each in zip(rewards, got, strict=True) if each]
+        fits = likeness and all(0.999 * pstdev(rewards) <= scale <= small for scale in likeness)
+        need(
+            bool(fits), f"for {rewards} they are {got}: divide the differences by the standard deviation of the group."
+        )
+    return "better than the mean of the group is pushed up, worse is pushed down, and equal rewards move nothing."
+
+
+@check
+def honest_reward(reward: Callable, *, references: list[str]) -> str:
+    """A reward from 0 to 1 that pays for the right number only; tried on replies that cheat."""
+    for reference in references:
+        truth = answer_of(reference)
+        score = float(reward(reference, reference))
+        need(score == 1, f"the reference itself earns {score:g}, not 1.")
+        other = f"The answer is: {truth}1"
+        cheats = {
+            "only repeats numbers": f"{truth} " * 30,
+            "ends in a wrong number": f"{reference} {other}",
+            "names the form and no number": "The answer is:",
+            "tries one number after the other": " ".join(f"The answer is: {n}." for n in (1, 2, 3, truth)),
+            "says nothing": "",
+        }
+        for what, reply in cheats.items():
+            score = float(reward(reply, reference))
+            need(0 <= score <= 1, f"a reply that {what} earns {score:g}, which is not between 0 and 1.")
+            need(score < 0.5, f"a reply that {what} earns {score:g}: {reply[:80]!r}")
+    return "the reference earns 1, and none of five ways to cheat earns half of that."
+
+
+@check
+def dpo_start(first_loss: float, *, margin: float) -> str:
+    """The loss of DPO at a margin of 0: -log sigmoid(0)."""
+    truth = math.log1p(math.exp(-margin))
+    unlike(
+        first_loss, truth, (0, "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet."),
+        (0.5, "that is the probability sigma(0); the loss is its negative logarithm."),
+        (1, "that is the logarithm to base 2; the loss takes the natural one."), near=1e-3,
+    )  # fmt: skip
+    need(
+        math.isclose(first_loss, truth, rel_tol=0.01),
+        f"you say {first_loss:g}. Put the margin into the formula of step 7.",
+    )
+    return f"log 2 = {truth:.4f}. A first loss far from it means that the reference is not the model you start from."
