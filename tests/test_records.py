@@ -80,7 +80,7 @@ def test_what_is_no_readable_file_is_named(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(RecordError, match="cannot be read: it is not a regular file"):
             records.read_json(path, RecordError)
-    monkeypatch.setattr(records, "MAX_JSON_BYTES", 1)
+    monkeypatch.setattr("helpers.storage.MAX_JSON_BYTES", 1)
     (tmp_path / "any.json").write_text("{}")
     with pytest.raises(RecordError, match="larger than"):
         records.read_json(tmp_path / "any.json", RecordError)
@@ -126,7 +126,7 @@ def test_environment_is_an_allow_list(monkeypatch):
     assert records.environment()["trl"]
 
 
-@pytest.mark.parametrize("name", ["small-h200", "sweep-h200", "llama2-7b-shape-h200"])
+@pytest.mark.parametrize("name", ["small-cpu", "small-h100", "llama2-7b-shape-h200"])
 def test_reference_records_load_and_say_where_they_come_from(name):
     shipped = records.load_reference(name)
     assert shipped

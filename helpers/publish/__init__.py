@@ -2,8 +2,3 @@
 
 from helpers.publish.serving import ServingError, command, latency, serving, serving_adapters, vllm_command
 from helpers.publish.sharing import SharingError, model_card, publish
-
-__all__ = [
-    "ServingError", "SharingError", "command", "latency", "model_card", "publish", "serving", "serving_adapters",
-    "vllm_command",
-]  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import re
 import socket
@@ -21,22 +20,12 @@ from pathlib import Path
 from helpers.doctor import examine, look
 from helpers.headless.masking import mask_secrets
 from helpers.memory import GB
-from helpers.records import FILE_NAME, RecordError, RunRecord, load, now
+from helpers.records import FILE_NAME, RunRecord, load, now, parse_json
 from helpers.settings import PROFILES, ROOT, SettingsError, nearest, shown
 
 LADDER = "speed.json"  # written by 09_speed
 LARGEST = 20_000_000  # bytes of one file in an archive: a record has less than a hundredth
-COLUMNS = (
-    "device",
-    "memory",
-    "software",
-    "profile and method",
-    "steps",
-    "tokens/s",
-    "peak memory",
-    "right answers",
-    "date",
-)
+HEADER = "| device | memory | software | profile and method | steps | tokens/s | peak memory | right answers | date |"
 
 
 class ReportError(ValueError):
@@ -90,16 +79,23 @@ def read(archive: Path) -> tuple[list[RunRecord], list[dict]]:
                 if entry.file_size > LARGEST:
                     raise ReportError(f"{archive.name}: {entry.filename} is too large for a report")
                 if entry.filename == LADDER:
-                    ladder = json.loads(packed.read(entry))
-                    rungs += [rung | {"device": ladder["device"]["name"]} for rung in ladder["rungs"]]
+                    ladder = parse_json(packed.read(entry), LADDER, ReportError, {"device": dict, "rungs": list})
+                    rungs += [_rung(rung, ladder["device"]) for rung in ladder["rungs"]]
                 else:
                     (Path(scratch) / FILE_NAME).write_bytes(packed.read(entry))
                     records.append(load(Path(scratch)))
-    except (OSError, zipfile.BadZipFile, RuntimeError, RecordError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, ReportError):
-            raise
+    except ReportError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise ReportError(f"{archive.name} is damaged or no report ({error}); ask for it again") from None
     return records, rungs
+
+
+def _rung(rung: dict, device: dict) -> dict:
+    """What the table shows of a rung; raises KeyError, TypeError or ValueError for one of another shape."""
+    peak = rung.get("peak")
+    shown = {"name": str(rung["name"]), "device": str(device["name"])}
+    return shown | {"peak": peak and float(peak), "tokens_per_second": float(rung["tokens_per_second"])}
 
 
 def row(record: RunRecord) -> list[str]:
@@ -122,7 +118,7 @@ def row(record: RunRecord) -> list[str]:
 
 def table(records: list[RunRecord], rungs: list[dict]) -> str:
     """The rows in Markdown, and the ladder below them, for the page "what was run where"."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
     lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row(r)) + " |" for r in records]
     if rungs:
         lines += ["", "| ladder of 09, device | setting | tokens/s | peak memory |", "|---|---|---|---|"]
@@ -139,14 +135,9 @@ def offer(series: Path, profile: str, agreed: bool) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         write(texts, Path(scratch) / "report.zip")
         records, rungs = read(Path(scratch) / "report.zip")
-    print(
-        table(records, rungs)
-        if records or rungs
-        else f"There are no finished runs in {shown(series)}: make run-all makes them."
-    )
-    print(
-        "\nThe archive would hold:", *(f"  {name}  {len(text):,} characters" for name, text in texts.items()), sep="\n"
-    )
+    nothing = f"There are no finished runs in {shown(series)}: make run-all makes them."
+    print(table(records, rungs) if records or rungs else nothing, "\nThe archive would hold:", sep="\n")
+    print(*(f"  {name}  {len(text):,} characters" for name, text in texts.items()), sep="\n")
     while not agreed:
         if not sys.stdin.isatty():
             print("Nothing was written. Run `make report` in a terminal, or add YES=1 to write it without a question.")
@@ -171,9 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="small")
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--yes", action="store_true", help="write it without a question")
-    parser.add_argument(
-        "--rows", nargs="+", type=Path, metavar="ARCHIVE", help="print the results of such archives as Markdown rows"
-    )
+    rows = "print the results of such archives as Markdown rows"
+    parser.add_argument("--rows", nargs="+", type=Path, metavar="ARCHIVE", help=rows)
     given = parser.parse_args(arguments)
     try:
         if given.rows:
