@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
-from helpers.memory import GB, Prediction, Shape, predict
+from helpers.memory import GB, Prediction, Shape, predict, target_names
 from helpers.settings import Settings, SettingsError
 
 import psutil
@@ -239,6 +239,9 @@ def plan(
     if settings.batch_tokens:
         rows = {"batch": 1, "length": widest or settings.batch_tokens}
     proven = proven or {}
+    adapted = target_names(shape, settings.targets) if settings.adapter else []
+    if adapted and settings.rank > (most := max(max(shape.linears[name]) for name in adapted)):
+        raise SettingsError(f"rank={settings.rank} is more than the adapted layers have features ({most}): lower it")
     if not shape.sdpa:  # as Gemma-2's caps and the sinks of GPT-OSS
         why = "this model's layers ask their attention for something that only transformers' own code computes"
         if settings.attention not in (None, "eager"):
