@@ -289,7 +289,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
     label = f"matrix products alone: {ceiling:,.0f}" + ", far to the right" * far
     axes.axvline(ceiling, color="black", linestyle="--", label=label)
     axes.set(xlim=(0, 1.15 * (end if far else max(ceiling, end))))
-    axes.set_title(f"{best}: {speeds[best] / first:.1f} times the first", loc="left", pad=22)
+    axes.set_title(f"Fastest: {best}, {speeds[best] / first:.1f} times the first", loc="left", pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, frameon=False)  # above: inside, it hides numbers

@@ -7,23 +7,23 @@ A record is written last and in one step (a temporary file, then a rename), so t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import get_type_hints
 
 from helpers.settings import AFTER_SFT
+from helpers.storage import RecordError as RecordError
+from helpers.storage import misfit, read_json, write_atomically
+from helpers.storage import parse_json as parse_json
+from helpers.storage import sha256 as sha256
 
 VERSION = 1
 FILE_NAME = "record.json"
@@ -31,12 +31,27 @@ CHECKPOINTS = "checkpoints"  # the folder of an unfinished training's checkpoint
 CHECKPOINT = "checkpoint-[1-9][0-9]{0,8}"  # the name of each, with its step
 REFERENCE_NOTE = "reference record, not your run"
 REFERENCE = Path(__file__).resolve().parent / "reference"
-MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
-
-class RecordError(ValueError):
-    """A record that is missing, damaged, of another version or incomplete; the message names the file."""
+_NUMBER = int | float
+# What the notebooks and the comparison read inside of a record. What is there has this type; see :meth:`RunRecord.lacking`.
+_HOLDS = {
+    "model": {"fingerprint": str},
+    "device": {"name": str, "total_memory": int | None},
+    "decisions": {"precision": {"value": str}},
+    "data": {"source": str, "fingerprints": {"train": str}},
+    "training": {
+        "trainable": int, "total": int, "train_seconds": _NUMBER | None, "tokens_per_second": _NUMBER | None, "changed_share": _NUMBER,
+        "validation_loss": [_NUMBER],
+    },
+    "memory": {"peak": int},
+    "evaluation": {
+        "loss": _NUMBER, "fingerprint": str, "exact_match": [int], "harder": [int], "families": [str],
+        "prose": {"loss": _NUMBER}, "general": {"loss": _NUMBER}, "unrelated": {"loss": _NUMBER},
+    },
+    "settings": {"learning_rate": _NUMBER, "rank": int},
+    "steps": [{"step": int, "loss": _NUMBER}],
+}  # fmt: skip
 
 
 @dataclass
@@ -67,6 +82,13 @@ class RunRecord:
     update: list = field(default_factory=list)  # singular values of the weight update, by layer
     note: str | None = None
 
+    def lacking(self) -> str | None:
+        """A place inside of a finished record that is empty or was edited, such as "training.trainable"; None without any."""
+        parts = {name: _HOLDS[name] for name in _HOLDS if self.method != "base" or name not in ("training", "memory")}
+        return next(
+            filter(None, (misfit(getattr(self, n), inside, n, whole=True) for n, inside in parts.items())), None
+        )
+
     def save(self, folder: Path) -> Path:
         """Write ``record.json`` into the folder in one step, marked finished, and return its path.
 
@@ -84,107 +106,6 @@ class RunRecord:
         with contextlib.suppress(OSError):  # it is not there, or holds something of yours
             Path(folder, CHECKPOINTS).rmdir()
         return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all; links in its place are replaced, never followed.
-
-    Raises:
-        RecordError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        remedy = "free some space or choose another folder"
-        raise RecordError(f"{path} could not be written: {error.strerror}; {remedy}") from None
-
-
-def read_json(path: Path, error: Callable[[str], Exception], keys: dict[str, type] | None = None) -> dict:
-    """Read a JSON file that holds one object, as every file of this project does.
-
-    Args:
-        path: the file.
-        error: the caller's own exception, or a function that makes one from a sentence about the file.
-        keys: names that must be there, with the type of each value; ``float`` also accepts whole numbers.
-
-    Raises:
-        FileNotFoundError: if there is no file.
-        Exception: the one that ``error`` makes, for a file that cannot be read or has another shape.
-    """
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise error(f"{path} cannot be read: it is not a regular file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise error(f"{path} cannot be read: it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror}") from None
-    return parse_json(content, str(path), error, keys)
-
-
-def parse_json(content: bytes | str, name: str, error: Callable[[str], Exception], keys: dict | None = None) -> dict:
-    """The same for a JSON text that is in memory already; ``name`` is what the sentence calls it."""
-    try:
-        value = json.loads(content)
-        _check_values(value)
-    except RecursionError:
-        raise error(f"{name} is damaged: it is nested too deeply") from None
-    except ValueError as reason:  # also of the decoding of bytes
-        fault = "a number in it is too large" if "digits" in str(reason) else str(reason)[:200]
-        raise error(f"{name} is damaged: {fault}") from None
-    if not isinstance(value, dict):
-        raise error(f"{name} should hold a JSON object, not {type(value).__name__}")
-    for key, kind in (keys or {}).items():
-        if key not in value:
-            raise error(f"{name} lacks {key}")
-        fits = isinstance(value[key], (int, float) if kind is float else kind)
-        if not fits or (isinstance(value[key], bool) and kind in (int, float)):
-            wanted = getattr(kind, "__name__", str(kind))
-            raise error(f"{name}: {key} should be of type {wanted}, not {type(value[key]).__name__}")
-    return value
-
-
-def _check_values(value: object) -> None:
-    """Refuse deep nesting, numbers that nothing here can have, and halves of characters, which cannot be printed."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        following: list = []
-        for item in level:
-            if isinstance(item, dict):
-                following += [*item, *item.values()]
-            elif isinstance(item, list):
-                following += item
-            elif isinstance(item, str):
-                item.encode()
-            elif item is not None and not (abs(item) < 2**64 if isinstance(item, int) else math.isfinite(item)):
-                raise ValueError("a number in it is too large, or is not a number")
-        if not following:
-            return
-        level = following
-    raise RecursionError
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, computed once for each state of it: gigabytes of weights are hashed more than once."""
-    state = path.stat()
-    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@cache
-def _sha256(path: Path, *_state: int) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _finite(value):
@@ -225,6 +146,9 @@ def load(path: Path) -> RunRecord:
     ):
         if not all(isinstance(value, kind) for value in values):
             raise error(f"{path}: {name} should hold values of type {kind.__name__} only")
+    for name, inside in _HOLDS.items():
+        if place := misfit(raw[name], inside, name, whole=False):
+            raise error(f"{path} is damaged: {place} is of another type")
     if raw["status"] != "ok":
         raise RecordError(f"{path}: this run did not finish (status {raw['status']!r})")
     return RunRecord(**raw)
@@ -295,7 +219,5 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 def begin(settings, method: str | None = None) -> RunRecord:
     """A record of a run that starts now, with identity, environment and settings filled in."""
     commit, dirty = git_state(Path(__file__).parent)
-    return RunRecord(
-        method=method or settings.method, profile=settings.profile, seed=settings.seed, started=now(),
-        commit=commit, dirty=dirty, environment=environment(), settings=settings.table(),
-    )  # fmt: skip
+    run = RunRecord(method or settings.method, settings.profile, settings.seed, started=now())
+    return replace(run, commit=commit, dirty=dirty, environment=environment(), settings=settings.table())

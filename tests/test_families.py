@@ -33,7 +33,7 @@ def made(tmp_path_factory, tiny):
 
     def settings(family: str, method: str = "lora", **changes):
         if family not in there:
-            there[family] = build(resolve(tiny).folder, folder / family, family)
+            there[family] = build(resolve(tiny).folder, folder / family, *FAMILIES[family])
         given = {
             "max_steps": 3,
             "precision": "fp32",

@@ -39,7 +39,7 @@ def test_default_model_shape():
 
 
 def test_unknown_target_is_refused():
-    with pytest.raises(ValueError, match="no layer is called qproj; there are q_proj"):
+    with pytest.raises(ValueError, match="no layer that LoRA adapts here is called qproj; there are q_proj"):
         target_names(SHAPES["SmolLM2-135M"], "qproj")
 
 

@@ -80,7 +80,7 @@ def test_what_is_no_readable_file_is_named(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(RecordError, match="cannot be read: it is not a regular file"):
             records.read_json(path, RecordError)
-    monkeypatch.setattr(records, "MAX_JSON_BYTES", 1)
+    monkeypatch.setattr("helpers.storage.MAX_JSON_BYTES", 1)
     (tmp_path / "any.json").write_text("{}")
     with pytest.raises(RecordError, match="larger than"):
         records.read_json(tmp_path / "any.json", RecordError)

@@ -27,9 +27,13 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
     """
     if not records:
         raise NotComparable("there are no records to compare")
+    for run in records:
+        if place := run.lacking():
+            raise NotComparable(f"the record of {run.method}, seed {run.seed}, lacks {place}: run its notebook again")
     fields = {
         "base model": lambda r: r.model.get("fingerprint"),
         "evaluation rows": lambda r: (r.evaluation or {}).get("fingerprint"),
+        "scored questions": lambda r: len((r.evaluation or {}).get("exact_match") or []),
         "held-out conversations": lambda r: ((r.evaluation or {}).get("prose") or {}).get("fingerprint"),
         "longest answer": lambda r: r.settings.get("max_new_tokens"),
     }

@@ -22,7 +22,8 @@ from helpers.engine.preflight import TrainingError, disk_space, whole
 from helpers.models import adapter_config, folder_sizes
 from helpers.records import CHECKPOINT, CHECKPOINTS, read_json, write_atomically
 from helpers.settings import Settings, shown
-from helpers.sources import Base, sha256
+from helpers.sources import Base
+from helpers.storage import sha256
 
 import torch
 from safetensors.torch import load_file, save_file

@@ -109,8 +109,8 @@ class Steps(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs:
             return
-        entry = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"),
-                 "learning_rate": logs.get("learning_rate"), "seconds": self.elapsed()}  # fmt: skip
+        entry = {"step": state.global_step} | {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        entry["seconds"] = self.elapsed()
         for name in ("loss", "grad_norm"):
             if entry[name] is not None and not torch.isfinite(torch.tensor(entry[name])):
                 raise TrainingError(

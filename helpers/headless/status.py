@@ -9,8 +9,9 @@ from pathlib import Path
 
 from helpers.headless.masking import mask_secrets
 from helpers.headless.parameters import NAME, promised
-from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, sha256, write_atomically
+from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, write_atomically
 from helpers.settings import PROFILES, ROOT, shown
+from helpers.storage import sha256_if_there
 
 STATES = ("running", "ok", "failed", "timed out", "interrupted", "killed")
 _SHAPE = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished", "digest"), str)
@@ -114,7 +115,4 @@ def combined(parameters: dict, hashes: dict[str, str]) -> str:
 
 
 def _hash(path: str | Path) -> str:
-    try:
-        return sha256(ROOT / path)
-    except (OSError, ValueError):
-        return "missing"
+    return sha256_if_there(ROOT / path) or "missing"

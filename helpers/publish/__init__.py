@@ -3,8 +3,3 @@
 from helpers.publish.exporting import ExportError, check_template, export_gguf, llama_cpp, modelfile
 from helpers.publish.serving import ServingError, command, latency, serving, serving_adapters, vllm_command
 from helpers.publish.sharing import SharingError, model_card, publish
-
-__all__ = [
-    "ExportError", "ServingError", "SharingError", "check_template", "command", "export_gguf", "latency", "llama_cpp", "model_card",
-    "modelfile", "publish", "serving", "serving_adapters", "vllm_command",
-]  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import re
 import socket
@@ -21,7 +20,7 @@ from pathlib import Path
 from helpers.doctor import examine, look
 from helpers.headless.masking import mask_secrets
 from helpers.memory import GB
-from helpers.records import FILE_NAME, RecordError, RunRecord, load, now
+from helpers.records import FILE_NAME, RunRecord, load, now, parse_json
 from helpers.settings import PROFILES, ROOT, SettingsError, nearest, shown
 
 LADDER = "speed.json"  # written by 09_speed
@@ -90,16 +89,23 @@ def read(archive: Path) -> tuple[list[RunRecord], list[dict]]:
                 if entry.file_size > LARGEST:
                     raise ReportError(f"{archive.name}: {entry.filename} is too large for a report")
                 if entry.filename == LADDER:
-                    ladder = json.loads(packed.read(entry))
-                    rungs += [rung | {"device": ladder["device"]["name"]} for rung in ladder["rungs"]]
+                    ladder = parse_json(packed.read(entry), LADDER, ReportError, {"device": dict, "rungs": list})
+                    rungs += [_rung(rung, ladder["device"]) for rung in ladder["rungs"]]
                 else:
                     (Path(scratch) / FILE_NAME).write_bytes(packed.read(entry))
                     records.append(load(Path(scratch)))
-    except (OSError, zipfile.BadZipFile, RuntimeError, RecordError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, ReportError):
-            raise
+    except ReportError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise ReportError(f"{archive.name} is damaged or no report ({error}); ask for it again") from None
     return records, rungs
+
+
+def _rung(rung: dict, device: dict) -> dict:
+    """What the table shows of a rung; raises KeyError, TypeError or ValueError for one of another shape."""
+    peak = rung.get("peak")
+    shown = {"name": str(rung["name"]), "device": str(device["name"])}
+    return shown | {"peak": peak and float(peak), "tokens_per_second": float(rung["tokens_per_second"])}
 
 
 def row(record: RunRecord) -> list[str]:

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helpers.memory import is_out_of_memory
-from helpers.records import read_json, sha256
+from helpers.records import read_json
 from helpers.settings import shown
+from helpers.storage import sha256_if_there
 
 MANIFEST = "manifest.json"
 
@@ -104,7 +105,7 @@ def check_files(folder: Path) -> None:
 def hash_files(files: list[Path]) -> list[str | None]:
     """The sha256 of each file, None for one that is missing; hashing releases the interpreter, so threads help."""
     with ThreadPoolExecutor(4) as threads:
-        return list(threads.map(lambda file: sha256(file) if file.is_file() else None, files))
+        return list(threads.map(sha256_if_there, files))
 
 
 def check_replaceable(folder: Path) -> None:

@@ -6,6 +6,7 @@ larger than the archive or the free space of the disk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -86,11 +87,13 @@ def unpack(archive: Path, method: str, settings: Settings, target: Path) -> None
                 if sha256(target / name) != expected:
                     raise CatchUpError(f"{archive.name} is damaged: the hash of {name} is not the one in its manifest")
         record = records.load(target)
-    except (CatchUpError, OSError):
+    except CatchUpError:
         raise
     except RecordError as error:
         raise CatchUpError(f"{archive.name}: {str(error).replace(str(target), target.name)}") from None
     except Exception as error:  # zipfile raises many kinds for a damaged archive
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which it is for a place outside of the file
+            raise
         what = f"damaged or not a catch-up archive ({type(error).__name__}: {error})"
         raise CatchUpError(f"{archive.name} is {what}; fetch it again") from None
     if (record.method, record.seed, record.model.get("fingerprint")) != (method, settings.seed, manifest["base"]):

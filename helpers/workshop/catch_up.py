@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from helpers import records
-from helpers.records import FILE_NAME, read_json
+from helpers.headless.parameters import promised
+from helpers.records import FILE_NAME
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources import models_folder
 from helpers.workshop.archives import CatchUpError, archive_name, is_shipped, unpack
@@ -22,10 +23,10 @@ def methods_of(notebook: str) -> list[str]:
 
     Raises:
         CatchUpError: if there is no such notebook, or it leaves no run.
+        UsageError: if its file is damaged.
     """
     path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    metadata = read_json(path, CatchUpError)["metadata"] if path.is_file() else {}
-    methods = metadata.get("fine_tuning", {}).get("records", [])
+    methods = promised(path) if path.is_file() else []
     if not methods:
         raise CatchUpError(f"{notebook!r} is not a notebook that leaves a run; try 02_lora_train or 03_full_train")
     return methods

@@ -22,6 +22,7 @@ from helpers.headless import find_notebooks, run_all
 from helpers.records import read_json, sha256, write_atomically
 from helpers.settings import ROOT, settings_for
 from helpers.sources import resolve
+from helpers.storage import sha256_if_there
 
 MANIFEST = "kit.json"
 FOLDERS = {"MODELS_DIR": "models", "HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets"}
@@ -85,9 +86,10 @@ def faults(profile: str, kit: Path) -> list[str]:
     if manifest["profile"] != profile and profile != "tiny":
         found.append(f"it was fetched for the profile {manifest['profile']}, not {profile}")
     for name, expected in manifest["files"].items():
-        if not (kit / name).is_file():
-            found.append(f"{name} is missing")
-        elif sha256(kit / name) != expected:
+        digest = sha256_if_there(kit / name)
+        if digest is None:
+            found.append(f"{name[:300]} is missing")
+        elif digest != expected:
             found.append(f"{name} is damaged: its sha256 is not the one in {MANIFEST}")
     return found
 

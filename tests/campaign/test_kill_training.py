@@ -28,6 +28,7 @@ import helpers
 from helpers.data import prepare
 from helpers.models import load_tokenizer
 from helpers.settings import settings_for
+from helpers.sources import resolve
 from helpers.training import train
 
 method, runs_dir = sys.argv[1:]

@@ -1,6 +1,7 @@
 """Files of a run with something wrong in them: values or a sentence, never a traceback, a hang or a false "passed"."""
 
 import contextlib
+import copy
 import json
 import random
 import signal
@@ -50,13 +51,13 @@ def mutated(text: str, chance: random.Random) -> bytes:
     """A JSON text with one to three things wrong: in its values, or in its bytes."""
     value = json.loads(text)
     for _ in range(chance.randint(1, 3)):
-        holder, key = chance.choice([*_places(value)])
+        holder, key = _place(value, chance)
         if chance.random() < 0.3:
             del holder[key]
         elif chance.random() < 0.2 and isinstance(holder, dict):
             holder[chance.choice(["", "x", "0" * 300, key.upper()])] = holder.pop(key)
         else:
-            holder[key] = chance.choice(ODD)
+            holder[key] = copy.deepcopy(chance.choice(ODD))
         if not (isinstance(value, dict) and value):
             break
     content = json.dumps(value).encode()
@@ -69,12 +70,13 @@ def mutated(text: str, chance: random.Random) -> bytes:
     return content
 
 
-def _places(value):
-    """Each place in a JSON value: what holds it, and the key there."""
-    for key in [*value] if isinstance(value, dict) else range(len(value)):
-        yield value, key
-        if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+def _place(value, chance: random.Random):
+    """A place in a JSON value, what holds it and the key there; each level is as likely as the next."""
+    while True:
+        key = chance.choice([*value] if isinstance(value, dict) else range(len(value)))
+        if not (isinstance(value[key], dict | list) and value[key] and chance.random() < 0.6):
+            return value, key
+        value = value[key]
 
 
 @contextlib.contextmanager
