@@ -212,11 +212,11 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = decoder_blocks(base) if plan.value("compile") else []
-    in_fp8 = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
+    products = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
-        with in_fp8, supervised(model, plan.value("loss")):
+        with products, supervised(model, plan.value("loss")):
             for layer in layers:
                 layer.compile()
             yield
