@@ -42,22 +42,23 @@ html_theme_options = {
 
 
 class Text(HTMLParser):
-    """The text of a page's main part, without scripts and styles."""
+    """The text of a page's main part, without scripts and styles. Colours in code do not part its words."""
 
     def __init__(self, page: str):
         super().__init__()
-        self.words: list[str] = []
-        self.hidden = 0
+        self.text, self.hidden = "", 0
         self.feed(page[max(0, page.find("<article")) : page.rfind("</article>")])
+        self.words = self.text.split()
 
     def handle_starttag(self, tag, attributes):
         self.hidden += tag in ("script", "style")
+        self.text += "" if tag in ("span", "a", "code", "em", "strong") else " "
 
     def handle_endtag(self, tag):
         self.hidden -= tag in ("script", "style")
 
     def handle_data(self, data):
-        self.words += [] if self.hidden else data.split()
+        self.text += "" if self.hidden else data
 
 
 def hide_solutions(app, doctree):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from helpers.settings import IGNORED, Settings
+from helpers.settings import IGNORED, Settings, SettingsError
 
 import torch
 
@@ -21,6 +21,10 @@ def training_order(data, settings: Settings) -> list[list]:
     depends on the data, the seed and these sizes only, so every method sees the same rows in the same batches; and the
     rows of a step depend on ``batch_size`` x ``accumulation``, not on how that product is split.
     """
+    if settings.accumulation > len(data.train):
+        raise SettingsError(
+            f"accumulation={settings.accumulation} is more than the {len(data.train)} rows for training"
+        )
     needed, rng, batches = settings.max_steps * settings.accumulation, random.Random(settings.seed), []
     while len(batches) < needed:
         epoch = rng.sample(data.train, len(data.train))

@@ -65,6 +65,11 @@ class Data:
     date: str | None = None  # that the chat template writes, if it writes one
 
     @property
+    def rows(self) -> list[Example]:
+        """The rows of all splits."""
+        return self.train + self.validation + self.test + self.harder + self.prose
+
+    @property
     def scored(self) -> bool:
         """Whether the test answers hold a final number, so that a reply can be right or wrong."""
         return all(answer_of(e.reference) is not None for e in self.test)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
-from helpers.memory import GB, Prediction, Shape, predict
+from helpers.memory import GB, Prediction, Shape, predict, target_names
 from helpers.settings import Settings, SettingsError
 
 import psutil
@@ -142,10 +142,8 @@ def varlen_probe(device: str) -> str | None:
         q, k, v = (torch.randn(16, 2, features).to(device, torch.bfloat16).requires_grad_() for _ in range(3))
         out = varlen(q, k, v, bounds, max(lengths))
         rows = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-        plain = torch.cat([
-            F.scaled_dot_product_attention(*(x.transpose(0, 1).float() for x in row), is_causal=True).transpose(0, 1)
-            for row in rows
-        ])  # fmt: skip
+        each = ((x.transpose(0, 1).float() for x in row) for row in rows)
+        plain = torch.cat([F.scaled_dot_product_attention(*row, is_causal=True).transpose(0, 1) for row in each])
         gradient = torch.autograd.grad(out.float().square().sum(), q)[0].float()
         expected = torch.autograd.grad(plain.square().sum(), q)[0].float()
         errors = torch.stack([(out.float() - plain).abs().max(), (gradient - expected).abs().max()])
@@ -241,6 +239,9 @@ def plan(
     if settings.batch_tokens:
         rows = {"batch": 1, "length": widest or settings.batch_tokens}
     proven = proven or {}
+    adapted = target_names(shape, settings.targets) if settings.adapter else []
+    if adapted and settings.rank > (most := max(max(shape.linears[name]) for name in adapted)):
+        raise SettingsError(f"rank={settings.rank} is more than the adapted layers have features ({most}): lower it")
     if not shape.sdpa:  # as Gemma-2's caps and the sinks of GPT-OSS
         why = "this model's layers ask their attention for something that only transformers' own code computes"
         if settings.attention not in (None, "eager"):

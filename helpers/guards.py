@@ -189,7 +189,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     Raises:
         GuardError: names the first row at fault.
     """
-    rows: list[Example] = data.train + data.validation + data.test + data.harder + data.prose
+    rows: list[Example] = data.rows
     bos, ends = tokenizer.bos_token_id, end_tokens(tokenizer)
     names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
     turns = tokenizer.bos_token is not None and tokenizer.bos_token in (tokenizer.chat_template or "")

@@ -119,9 +119,10 @@ def target_names(shape: Shape, targets: str) -> list[str]:
     """
     if targets == "all-linear":
         return list(shape.linears)
-    names = [name.strip() for name in targets.split(",")]
+    names = [name.strip() for name in targets.split(",") if name.strip()] or [targets]
     if unknown := [name for name in names if not any(f".{known}".endswith(f".{name}") for known in shape.linears)]:
-        raise ValueError(f"no layer is called {', '.join(unknown)}; there are {', '.join(shape.linears)}")
+        known = ", ".join(shape.linears)
+        raise ValueError(f"no layer that LoRA adapts here is called {', '.join(unknown)}; there are {known}")
     return [known for known in shape.linears if any(f".{known}".endswith(f".{name}") for name in names)]
 
 

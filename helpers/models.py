@@ -142,11 +142,14 @@ def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | No
     The optimizer keeps the fp32 masters. A model that already carries an adapter keeps it.
 
     Raises:
-        ModelError: if PEFT would adapt other layers than the settings name.
+        ModelError: if PEFT cannot adapt the layers that the settings name, or would adapt others.
     """
     if settings.adapter and not isinstance(model, PeftModel):
         config = adapter or adapter_config(settings, Shape.of(model.config))
-        model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        try:
+            model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise ModelError(f"PEFT cannot adapt this model: {' '.join(str(error).split())}") from None
         if adapter is None and config.target_parameters:
             raise ModelError(
                 f"PEFT takes some of the layers named {settings.targets} for the experts of this mixture and would adapt "

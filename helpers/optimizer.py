@@ -36,12 +36,11 @@ class AdamW(torch.optim.AdamW):
     def _update(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
         states, weights = [self._state(p) for p in parameters], [local(p) for p in parameters]
         masters = [s.get("master", w) for w, s in zip(weights, states, strict=True)]
-        adamw(
-            masters, [local(p.grad).to(m.dtype) for p, m in zip(parameters, masters, strict=True)],
-            [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
-            fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
+        gradients = [local(p.grad).to(m.dtype) for p, m in zip(parameters, masters, strict=True)]
+        averages, squares, steps = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        rates = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+        rates |= {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        adamw(masters, gradients, averages, squares, [], steps, fused=True, amsgrad=False, maximize=False, **rates)
         kept = [(w, m) for w, m in zip(weights, masters, strict=True) if w is not m]
         if kept:
             torch._foreach_copy_(*map(list, zip(*kept, strict=True)))

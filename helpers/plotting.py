@@ -255,23 +255,32 @@ def texts(frame: pandas.DataFrame, longest: int = 400):
     return cut.style.hide(axis="index").format(escape="html").set_properties(**style)
 
 
-def sweep(records: list[RunRecord], axes: Axes) -> Axes:
-    """Validation loss and, where scored, right validation answers against the learning rate, one line per method."""
-    best, box = {}, {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7}
-    beside = {"textcoords": "offset points", "xytext": (0, 7), "fontsize": 9, "ha": "center", "bbox": box}
-    for method, runs in by_method(records).items():
-        runs = sorted(runs, key=lambda r: r.settings["learning_rate"])
-        rates = [r.settings["learning_rate"] for r in runs]
-        losses = [r.training["validation_loss"][-1] for r in runs]
-        axes.plot(rates, losses, color=COLOURS[method], linestyle=DASHES[method], marker="o", label=method)
-        for rate, loss, run in zip(rates, losses, runs, strict=True):
-            if right := accuracy([run]):
-                axes.annotate(f"{right[0]}/{right[1]}", (rate, loss), **beside)
-        best[method] = rates[losses.index(min(losses))]
-    finding = ", ".join(f"{method} at {rate:g}" for method, rate in best.items())
-    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats per token")
-    axes.set_title(f"Lowest loss: {finding}" + " (at each point: right answers)" * bool(axes.texts))
-    axes.margins(0.08, 0.14)
+def sweep(runs: list[dict], axes: Axes) -> Axes:
+    """Right validation answers against the learning rate: the mean over seeds as a line for each method and rank, with a dot
+    per seed and a cross where a run diverged. ``runs`` are rows of ``load_table("sweep-small")``."""
+    lines: dict[tuple, dict[float, list]] = {}
+    for run in (r for r in runs if r["stopped"] is None):
+        key = run["method"], run["rank"] or 0, run["targets"] or ""
+        lines.setdefault(key, {}).setdefault(run["learning_rate"], []).append(
+            (100 * run["right"] / run["questions"], run)
+        )
+    best = {}
+    for number, ((method, rank, targets), rates) in enumerate(sorted(lines.items())):
+        label = method + f", rank {rank}" * bool(rank) + ", attention alone" * ("," in targets)
+        means = {rate: sum(share for share, _ in rates[rate]) / len(rates[rate]) for rate in sorted(rates)}
+        look = {
+            "color": COLOURS[method] if len({m for m, *_ in lines}) > 1 else f"C{number}",
+            "marker": "os^Dv"[number % 5],
+        }
+        axes.plot(list(means), list(means.values()), linestyle=("-", "--", "-.", ":")[number % 4], label=label, **look)
+        for rate, share, run in ((rate, *each) for rate, found in rates.items() for each in found):
+            axes.plot(rate, share, "x" if run["diverged"] else ".", color=look["color"], alpha=0.8)
+        best[label] = max(means, key=means.get), max(means.values())
+    axes.set(xscale="log", xlabel="learning rate", ylabel="right validation answers, %", ylim=(-3, 100))
+    top = sorted(best.items(), key=lambda item: -item[1][1])[:2]
+    finding = "; ".join(f"{name} at {rate:g}: {share:.0f} %" for name, (rate, share) in top)
+    lost = sum(run["diverged"] for run in runs)
+    axes.set_title(f"Most right: {finding}\n{lost} of {len(runs)} runs diverged (x)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     return axes
@@ -289,7 +298,7 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
     label = f"matrix products alone: {ceiling:,.0f}" + ", far to the right" * far
     axes.axvline(ceiling, color="black", linestyle="--", label=label)
     axes.set(xlim=(0, 1.15 * (end if far else max(ceiling, end))))
-    axes.set_title(f"{best}: {speeds[best] / first:.1f} times the first", loc="left", pad=22)
+    axes.set_title(f"Fastest: {best}, {speeds[best] / first:.1f} times the first", loc="left", pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, frameon=False)  # above: inside, it hides numbers

@@ -219,7 +219,5 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 def begin(settings, method: str | None = None) -> RunRecord:
     """A record of a run that starts now, with identity, environment and settings filled in."""
     commit, dirty = git_state(Path(__file__).parent)
-    return RunRecord(
-        method=method or settings.method, profile=settings.profile, seed=settings.seed, started=now(),
-        commit=commit, dirty=dirty, environment=environment(), settings=settings.table(),
-    )  # fmt: skip
+    run = RunRecord(method or settings.method, settings.profile, settings.seed, started=now())
+    return replace(run, commit=commit, dirty=dirty, environment=environment(), settings=settings.table())

@@ -147,7 +147,8 @@ _AT_LEAST_ONE = (
     "train_rows test_rows max_length rank alpha max_steps batch_size batch_tokens accumulation max_new_tokens"
 )
 _AT_LEAST_ONE = {*_AT_LEAST_ONE.split(), "eval_batch_size", "devices"}
-_AT_MOST = 10_000_000  # of any whole number but the seed: a slip of the keyboard, not a run
+_AT_MOST = 10_000_000  # of any number not named here: a slip of the keyboard, not a run
+_MOST = {"seed": 2**32 - 1, "max_steps": 1_000_000, "alpha": 100_000, "max_new_tokens": 100_000, "weight_decay": 1}
 _CHOICES = {
     "method": METHODS,
     "precision": ("bf16", "fp32"),
@@ -188,17 +189,19 @@ def checked(name: str, value):
 
 
 def _check_range(name: str, value: float) -> None:
-    least, most = 1 if name in _AT_LEAST_ONE else 0, 2**32 - 1 if name == "seed" else _AT_MOST
+    least, most = 1 if name in _AT_LEAST_ONE else 0, _MOST.get(name, _AT_MOST)
     if not value >= least:
         raise SettingsError(f"{name} must be {'at least 1' if least else 'zero or more'}, not {value!r}")
     if value > most:
         raise SettingsError(f"{name} must be at most {most:,}, not {value!r}")
+    if name == "max_grad_norm" and 0 < value < 1e-3:
+        raise SettingsError(f"max_grad_norm must be 0, which clips nothing, or at least 0.001, not {value!r}")
     if name == "temperature" and value == 0:
         raise SettingsError("temperature must be above 0: GRPO learns from answers that differ")
     if name == "dropout" and value >= 1:
         raise SettingsError(f"dropout is a probability below 1, not {value!r}")
-    if name == "learning_rate" and not 0 < value < 1:
-        raise SettingsError(f"learning_rate must lie between 0 and 1, not {value!r}")
+    if name == "learning_rate" and not 1e-7 <= value < 1:  # fp32 has no number closer to 1 than that
+        raise SettingsError(f"learning_rate must lie between 1e-7 and 1, not {value!r}: smaller steps are rounded away")
 
 
 def _read_profiles() -> tuple[dict[str, dict], dict[str, str]]:

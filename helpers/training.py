@@ -142,6 +142,7 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: Wor
         raise TrainingError(f"train does supervised fine-tuning only; 11_after_sft shows {settings.method} with TRL")
     started, record, base = time.perf_counter(), records.begin(settings), resolve(settings)
     tokenizer, order = load_tokenizer(base), training_order(data, settings)
+    base.require_positions(data.rows)
     rows = [row for batch in order for row in batch]
     longest = max(len(row.input_ids) for row in rows)
     if settings.batch_tokens and longest > settings.batch_tokens:
@@ -316,6 +317,7 @@ def measure_base(settings: Settings, data: Data) -> Trained:
         The base model, its tokenizer and a record with the evaluation filled in, not yet saved.
     """
     record, base = records.begin(settings, "base"), resolve(settings)
+    base.require_positions(data.rows)
     chosen, tokenizer = plan(settings, base.shape), load_tokenizer(base)
     model = load_base(base, **chosen.loading)
     guards.tokens_are_sound(data, tokenizer, model.get_input_embeddings().num_embeddings)

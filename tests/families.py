@@ -12,30 +12,11 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler, set_seed
 
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-SIZES |= {
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-}
-GPT2 = {
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 256,
-    "n_inner": 64,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}
+SIZES = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 64}
+GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "output_router_logits": True}
 # by name: the model type, and what makes this family differ from Llama
 FAMILIES = {
@@ -61,9 +42,8 @@ FAMILIES = {
 }
 
 
-def build(tiny_folder: Path, folder: Path, family: str) -> Path:
-    """A random model of a family in ``folder``, with the tokenizer of the tiny model and a head that gives large logits."""
-    kind, changes = FAMILIES[family]
+def build(tiny_folder: Path, folder: Path, kind: str, changes: dict) -> Path:
+    """A random model of a type in ``folder``, with the tokenizer of the tiny model and a head that gives large logits."""
     shutil.copytree(tiny_folder, folder)
     for name in (MANIFEST, "model.safetensors", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)

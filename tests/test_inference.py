@@ -47,7 +47,7 @@ def sdpa(runs):
 def test_a_captured_step_gives_every_token_of_generate(runs, prompts, method, limit, sdpa, monkeypatch):
     run = getattr(runs, method)
     expected = generate(run.model, run.tokenizer, prompts, limit)
-    assert (any(expected) or limit == 1) and replayed(monkeypatch, run, prompts, limit) == expected
+    assert (any(expected) or limit < 3) and replayed(monkeypatch, run, prompts, limit) == expected
 
 
 def test_it_stops_when_all_answers_have_ended(runs, prompts, sdpa, monkeypatch):

@@ -74,6 +74,25 @@ def test_cells_are_short(notebook):
     assert max(lengths) <= 45, notebook
 
 
+def test_the_core_has_short_cells_and_few_imports_at_its_start(notebook):
+    if notebook.stem > "06":
+        pytest.skip("beyond the core")
+    cells = code_cells(notebook)
+    long = [c.source.splitlines()[0] for c in cells if len(c.source.splitlines()) > 15]
+    assert not long, long
+    assert sum(line.startswith(("import ", "from ")) for line in cells[0].source.splitlines()) <= 8
+
+
+def test_each_section_of_the_core_opens_with_a_question(notebook):
+    """Its heading asks, or the reader is told to predict or to write something before the next step."""
+    if notebook.stem > "06":
+        pytest.skip("beyond the core")
+    text = "\n".join(c.source for c in nbformat.read(notebook, 4).cells).partition("## What you saw")[0]
+    for section in re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]:
+        heading = section.splitlines()[0]
+        assert heading.endswith("?") or "**Predict:**" in section or "**Write it:**" in section, heading
+
+
 def test_anatomy(notebook):
     text = prose(notebook)
     first = nbformat.read(notebook, 4).cells[0].source

@@ -20,7 +20,7 @@ def test_every_profile_and_method_gives_valid_settings(profile, method):
     [
         ({"learning_rte": 0.1}, "did you mean 'learning_rate'"),
         ({"learning_rate": "1e-4"}, "learning_rate must be of type float, not str"),
-        ({"learning_rate": 3.0}, "between 0 and 1"),
+        ({"learning_rate": 3.0}, "between 1e-7 and 1"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"max_steps": True}, "must be of type int, not bool"),

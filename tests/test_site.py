@@ -94,8 +94,8 @@ def test_a_deck_loads_nothing_from_another_host(tmp_path):
 
 
 def test_excerpts_hold_the_words_of_a_page_and_no_scripts():
-    page = "<nav>menu</nav><article><h1>A b</h1><script>c()</script><style>d</style><p>e &amp; f</p></article><footer>g</footer>"
-    assert Text(page).words == ["A", "b", "e", "&", "f"]
+    page = "<nav>menu</nav><article><h1>A b</h1><script>c()</script><style>d</style><p>e &amp; f</p><pre><span>g</span>(<span>h</span>)</pre></article><footer>g</footer>"
+    assert Text(page).words == ["A", "b", "e", "&", "f", "g(h)"]
 
 
 def test_a_learners_search_finds_no_solutions():

@@ -9,8 +9,3 @@ from helpers.comparison.tables import NotComparable, accuracy, accuracy_interval
 from helpers.records import load_table
 
 PUBLISHED = tuple(load_table("published")["rows"])  # as printed there, with what has to be known to read them
-
-__all__ = [
-    "PUBLISHED", "NotComparable", "accuracy", "accuracy_interval", "baselines", "bootstrap", "by_family", "by_method",
-    "comparability", "conclusions", "gain_and_forgetting", "over_seeds", "paired", "side_by_side", "table", "verdicts", "wilson",
-]  # fmt: skip

@@ -172,4 +172,4 @@ def _verdict(what: str, seeds: pandas.DataFrame, first: str, second: str) -> str
         if low <= 0 <= high
         else f"{first if average > 0 else second} is better on these questions"
     )
-    return f"{counts}; {ahead}: the difference over {len(seeds)} seeds is {average:+.0f} points, 95 % {low:+.0f} to {high:+.0f}."
+    return f"{counts}; {ahead}: the difference over {len(seeds)} seeds is {average:+.1f} points, 95 % {low:+.1f} to {high:+.1f}."

@@ -1,7 +1,7 @@
 """The doctor: what this machine is, what works on it and what does not, each finding with its remedy and source.
 
-``make doctor`` prints it, ``00_setup_check`` shows it. It works with whatever there is of torch, amd-smi, nvidia-smi
-and the kernel's files, and on a machine with none of them. No part of it was run on an AMD GPU; how it reads what
+``make doctor`` prints it, ``00_setup_check`` shows it. It works with whatever there is of torch, amd-smi and
+the kernel's files, and on a machine with none of them. No part of it was run on an AMD GPU; how it reads what
 their tools print is tested on outputs that others published.
 """
 
@@ -17,10 +17,7 @@ from helpers.doctor.tools import within
 # each says what it looks at in the first words of its docstring
 CHECKS = [software.computer, hardware.product, hardware.device_files, hardware.visible_devices, hardware.kernels]
 CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.tools, software.packages, software.bf16]
-CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed, software.advice]
-CHECKS += [software.disk]
-
-__all__ = ["CHECKS", "Finding", "Machine", "Report", "examine", "look"]
+CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed]
 
 
 def examine(machine: Machine, seconds: float = 20) -> Report:

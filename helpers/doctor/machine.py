@@ -15,7 +15,7 @@ from helpers.doctor.cards import KNOWN, Card, Reading, architecture, merge
 
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
-OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "HIP_FORCE_DEV_KERNARG", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
+OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
 
 
 class Peak(NamedTuple):

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 
 from helpers.doctor.finding import TEXTS, Finding, gb, say
 from helpers.doctor.machine import Machine
@@ -18,48 +19,40 @@ EXPERIMENTAL = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
 def of_trial(name: str) -> Callable:
-    """Turns a judgement of a result into a check, which also handles a trial without one.
+    """Turns a judgement of a result into a check that also handles a trial without one.
 
     A trial that was skipped says why. One that failed is unusable, if the series can do without it; else a crash on a
     GPU is a problem, and silence is unknown.
     """
 
     def decorate(judge: Callable[[Machine, dict], Finding]) -> Callable[[Machine], list[Finding]]:
+        @wraps(judge)
         def check(machine: Machine) -> list[Finding]:
             result = machine.probes.get(name, {"failed": "it was not tried"})
-            gpu = machine.torch["devices"]
-            if "skipped" in result:
-                return [say(f"{name}.skipped", reason=result["skipped"])]
-            if "failed" not in result:
+            reason = result.get("failed") or result.get("skipped")
+            if reason is None:
                 return [judge(machine, result)]
-            if name == "triton" and re.search(r"C compiler|Python\.h", result["failed"]):
-                return [say("triton.no_compiler", reason=result["failed"])]
-            crashed = "all.crashed" if gpu and re.search("ended with SIG|Error", result["failed"]) else "all.not_read"
-            case = f"{name}.unusable" if "unusable" in TEXTS[name] else crashed
-            return [say(case, reason=result["failed"], gfx=machine.gfx)]
+            crashed = machine.torch["devices"] and re.search("ended with SIG|Error", reason)
+            case = "skipped" if "skipped" in result else "unusable"
+            if name == "triton" and re.search(r"C compiler|Python\.h", reason):
+                case = "no_compiler"
+            known = f"{name}.{case}" if case in TEXTS[name] else "all.crashed" if crashed else "all.not_read"
+            return [say(known, reason=reason, gfx=machine.gfx)]
 
-        check.__doc__ = judge.__doc__
         return check
 
     return decorate
 
 
 def computer(machine: Machine) -> Iterator[Finding]:
-    """Computer: processor, memory, system"""
+    """Computer: processor, memory, disk, system"""
     cpu = re.search(r"^model name\s*: (.+)$", machine.says("proc/cpuinfo") or "", re.MULTILINE)
     name = re.sub(r"\((R|TM)\)|\s+CPU\b.*|\s+\d+-Core Processor.*", "", cpu[1]).strip() if cpu else platform.machine()
-    main = psutil.virtual_memory()
-    system = platform.system() + (
-        ", in a container" if machine.place == "container" else ", in WSL" if machine.wsl else ""
-    )
-    facts = {"free": gb(main.available), "total": gb(main.total), "python": platform.python_version()}
-    yield say("computer.is", name=name, threads=psutil.cpu_count(), system=system, **facts)
-
-
-def disk(machine: Machine) -> Iterator[Finding]:
-    """Disk: free space"""
-    free = shutil.disk_usage(ROOT).free
-    yield say("disk.full" if free < 5e9 else "disk.free", free=gb(free))
+    main, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT).free
+    place = ", in WSL" if machine.wsl else ", in a container" if machine.place == "container" else ""
+    facts = {"free": gb(main.available), "total": gb(main.total), "disk": gb(disk)}
+    facts["system"] = f"Python {platform.python_version()} on {platform.system()}{place}"
+    yield say("computer.is" if disk > 5e9 else "computer.full", name=name, threads=psutil.cpu_count(), **facts)
 
 
 @of_trial("packages")
@@ -137,13 +130,3 @@ def speed(machine: Machine, result: dict) -> Finding:
     times = result["bf16"] / result["fp32"]
     case = "unlisted" if machine.torch["devices"] else "fp32_here" if times < 1 else "cpu"
     return say(f"speed.{case}", times=f"{times:.1f}", **facts)
-
-
-def advice(machine: Machine) -> Iterator[Finding]:
-    """AMD's advice: settings for Instinct"""
-    if not machine.torch.get("hip") or not any(re.search(r"\bMI\d{3}", d.name or "") for d in machine.devices):
-        return
-    if (machine.says("proc/sys/kernel/numa_balancing") or "0") != "0":
-        yield say("advice.balancing")
-    if machine.environment.get("HIP_FORCE_DEV_KERNARG") != "1":
-        yield say("advice.arguments")

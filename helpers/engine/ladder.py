@@ -65,11 +65,9 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
     timed = order[WARM * settings.accumulation :]
     real = sum(len(row.input_ids) for batch in timed for row in batch)
     worked = batches.tokens(timed)
-    return {
-        "tokens_per_second": real / (clock.ends[-1] - clock.ends[WARM - 1]), "tokens_per_step": real / steps,
-        "padding": 1 - real / worked, "peak": monitor.result()["peak"], "losses": losses,
-        "chosen": {name: choice["value"] for name, choice in chosen.decisions.items()},
-    }  # fmt: skip
+    result = {"tokens_per_second": real / (clock.ends[-1] - clock.ends[WARM - 1]), "tokens_per_step": real / steps}
+    result |= {"padding": 1 - real / worked, "peak": monitor.result()["peak"], "losses": losses}
+    return result | {"chosen": {name: choice["value"] for name, choice in chosen.decisions.items()}}
 
 
 def climb(settings: Settings, data: Data, rungs: dict[str, dict], steps: int = 4) -> list[dict]:

@@ -52,9 +52,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        hidden, weight = ctx.saved_tensors
-        return (None if hidden is None else hidden * grad.to(hidden.dtype),
-                None if weight is None else weight * grad.to(weight.dtype), None)  # fmt: skip
+        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), None
 
 
 def supervised_nll(model, input_ids, labels, **inputs) -> tuple[torch.Tensor, int]:

@@ -109,8 +109,8 @@ class Steps(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs:
             return
-        entry = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"),
-                 "learning_rate": logs.get("learning_rate"), "seconds": self.elapsed()}  # fmt: skip
+        entry = {"step": state.global_step} | {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        entry["seconds"] = self.elapsed()
         for name in ("loss", "grad_norm"):
             if entry[name] is not None and not torch.isfinite(torch.tensor(entry[name])):
                 raise TrainingError(
@@ -212,11 +212,11 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     layers = decoder_blocks(base) if plan.value("compile") else []
-    in_fp8 = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
+    products = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
-        with in_fp8, supervised(model, plan.value("loss")):
+        with products, supervised(model, plan.value("loss")):
             for layer in layers:
                 layer.compile()
             yield

@@ -3,9 +3,9 @@
 To add an exercise: (1) in the notebook, a markdown cell ``### 3. Title`` with the question and its hints inside
 ``<details><summary>Hint</summary>``, a blank line, text, a blank line, ``</details>``; (2) a code cell with the answer as
 ``name = None`` and the check as its last line, so that the verdict shows; (3) the check, in the module of this package
-that the notebook imports: positional arguments are the answers, annotated with what each has to be (see ``_as``);
-keyword-only ones are what the truth is computed from, never a number written down; ``need`` says what a right answer
-fulfils, and the check returns what it shows; anything slow happens in the check, so that an unanswered one costs nothing;
+that the notebook imports: positional arguments are the answers, annotated with one of ``_KINDS`` or a class; keyword-only
+ones are what the truth is computed from, never a number written down. It raises :class:`NotYet` through ``need`` or
+``expect`` and returns what a right answer shows; anything slow happens in it, so that an unanswered one costs nothing;
 (4) the same cells, solved, in ``notebooks/solutions`` under the notebook's name; (5) the usual wrong answers in
 ``tests/exercises``.
 """
@@ -13,7 +13,7 @@ fulfils, and the check returns what it shows; anything slow happens in the check
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
@@ -21,17 +21,18 @@ from inspect import signature
 from typing import get_type_hints
 
 _COLOURS = {"right": "#009E73", "not yet": "#D55E00", "not answered yet": "#7f7f7f"}
-_WANTED = {float: "a number", int: "a number", set: "a set", list[float]: "a list of numbers", Callable: "a function",
-           list[dict]: 'a list of messages, each with "role" and "content"'}  # fmt: skip
+_BUILT = {float: "a number", int: "a whole number", set: "a set", list[float]: "a list of numbers"}
+_BUILT |= {list[dict]: 'a list of messages, each with "role" and "content",'}
+_WANTED = _BUILT | {str: "a text", Callable: "a function", None: ""}  # all others: an object of that class
 
 
 class NotYet(Exception):
-    """An answer that falls short; the message says of what."""
+    """An answer that is not right yet; the message says why."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says: ``state`` is "right", "not yet" or "not answered yet". As a cell's last value it shows itself."""
+    """The result of a check: ``state`` is "right", "not yet" or "not answered yet". As a cell's last value it shows itself."""
 
     state: str
     message: str
@@ -44,58 +45,63 @@ class Verdict:
         return f'<div style="{style}"><b>{self.state.capitalize()}:</b> {escape(self.message)}</div>'
 
 
+def need(condition: object, otherwise: str) -> None:
+    """State a condition for a right answer, and what to tell a learner whose answer does not meet it."""
+    if not condition:
+        raise NotYet(otherwise)
+
+
+def expect(answer: float, truth: float, otherwise: str, *mistakes: tuple[float, str], near: float = 1e-9) -> None:
+    """Compare a number with the truth. A common mistake gets its own reason, any other wrong number ``otherwise``.
+
+    Args:
+        mistakes: pairs of a wrong number and its reason.
+        near: relative distance up to which two numbers are equal.
+    """
+    if not math.isclose(answer, truth, rel_tol=near):
+        reasons = (reason for wrong, reason in mistakes if math.isclose(answer, wrong, rel_tol=near))
+        raise NotYet(next(reasons, otherwise))
+
+
 def check(function: Callable[..., str]) -> Callable[..., Verdict]:
     """Make a check of a function: None is "not answered yet", and whatever an answer is or raises becomes words."""
-    kinds = get_type_hints(function)
+    hints = get_type_hints(function)
     names = [p.name for p in signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @wraps(function)
     def checked(*answers, **given) -> Verdict:
-        missing = [name for name, answer in zip(names, answers, strict=True) if answer is None]
-        if missing:
+        pairs = dict(zip(names, answers, strict=True))
+        if missing := [_wanted(hints.get(name), name) for name, answer in pairs.items() if answer is None]:
             return Verdict("not answered yet", f"give {' and '.join(missing)}, and run this cell again.")
         try:
-            taken = [_as(kinds.get(name), answer, name) for name, answer in zip(names, answers, strict=True)]
-            return Verdict("right", function(*taken, **given))
-        except NotYet as shortfall:
-            return Verdict("not yet", str(shortfall))
+            return Verdict("right", function(*(_as(hints.get(n), a, n) for n, a in pairs.items()), **given))
+        except NotYet as reason:
+            return Verdict("not yet", str(reason))
         except Exception as error:  # whatever a learner's object or function does
             return Verdict("not yet", f"the check could not use this answer ({type(error).__name__}: {error}).")
 
     return checked
 
 
-def _as(kind: type | None, answer: object, name: str):
-    """An answer as what its check asks for: a number (of Python, NumPy or torch), several, a set, a function, a class."""
-    text = isinstance(answer, str | bytes)
+def _wanted(kind: type | None, name: str) -> str:
+    words = _WANTED.get(kind, f"an object of the class {getattr(kind, '__name__', kind)}")
+    return f"{words} for {name}" if words else name
+
+
+def _as(kind: type | None, answer: object, name: str) -> object:
+    """An answer as its check asks for it: a number (of Python, NumPy or torch), several, a set, a function, a class."""
+    text = isinstance(answer, str | bytes | bool)
     try:
-        if kind in (float, int) and not text and not isinstance(answer, bool):
-            number = float(answer)
-            need(math.isfinite(number), f"{name} has to be finite.")
-            need(kind is float or number.is_integer(), f"{name} has to be a whole number, not {number:g}.")
-            return kind(number)
-        if kind == list[float] and not text:
-            return [float(number) for number in answer]
-        if kind is set and isinstance(answer, Iterable):
+        if kind is set:
             return {answer} if text else set(answer)
-        if kind == list[dict] and all(isinstance(message, dict) for message in answer):
+        if kind == list[float] and not text:
+            return [float(part) for part in answer]
+        if kind == list[dict] and all(isinstance(part, dict) for part in answer):
             return list(answer)
-        if callable(answer) if kind is Callable else kind is None or kind not in _WANTED and isinstance(answer, kind):
+        if kind in (float, int) and not text and math.isfinite(float(answer)) and kind(answer) == float(answer):
+            return kind(answer)
+        if kind is None or kind not in _BUILT and isinstance(answer, kind):
             return answer
     except (TypeError, ValueError, RuntimeError, OverflowError):
         pass
-    wanted = _WANTED.get(kind) or f"an object of the class {kind.__name__}"
-    raise NotYet(f"give {wanted} for {name}, not {answer!r:.60} ({type(answer).__name__}).")
-
-
-def need(condition: bool, otherwise: str) -> None:
-    """State what a right answer fulfils, and what to tell a learner whose answer does not."""
-    if not condition:
-        raise NotYet(otherwise)
-
-
-def unlike(answer: float, truth: float, *mistakes: tuple[float, str], near: float = 1e-9, name: str = "") -> None:
-    """Tell usual mistakes apart: each is the wrong number and what is wrong about it; ``near`` is a relative distance."""
-    for wrong, reason in mistakes:
-        mistaken = math.isclose(answer, wrong, rel_tol=near) and not math.isclose(answer, truth, rel_tol=near)
-        need(not mistaken, f"{name}{reason}")
+    raise NotYet(f"give {_wanted(kind, name)}, not {answer!r:.60} ({type(answer).__name__}).")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from statistics import mean, pstdev
 
-from helpers.exercises import check, need, unlike
+from helpers.exercises import check, expect, need
 from helpers.sources import answer_of
 
 
@@ -14,21 +14,16 @@ from helpers.sources import answer_of
 def group_advantages(advantages: Callable) -> str:
     """The advantages of the answers to one question, from their rewards."""
     flat = list(advantages([1.0] * 8))
-    need(
-        len(flat) == 8 and all(each == 0 for each in flat), f"eight equal rewards teach nothing, and yours are {flat}."
-    )
+    need(flat == [0] * 8, f"eight equal rewards teach nothing, and yours are {flat}.")
     for rewards in ([1.0, 0.0, 0.0, 0.0], [1.1, 0.1, 1.1, 0.0, 0.1, 0.1, 0.1, 1.1]):
         got, centre = [float(each) for each in advantages(rewards)], mean(rewards)
         need(len(got) == len(rewards), f"{len(rewards)} rewards give {len(got)} advantages.")
-        need(
-            abs(mean(got)) < 1e-4, f"for {rewards} the mean is {mean(got):.3g}, not 0: subtract the mean of the group."
-        )
+        off = f"for {rewards} the mean is {mean(got):.3g}, not 0: subtract the mean of the group."
+        need(abs(mean(got)) < 1e-4, off)
         small = pstdev(rewards) * math.sqrt(len(rewards) / (len(rewards) - 1)) + 1e-3  # the sample's deviation
         likeness = [(reward - centre) / each for reward, each in zip(rewards, got, strict=True) if each]
         fits = likeness and all(0.999 * pstdev(rewards) <= scale <= small for scale in likeness)
-        need(
-            bool(fits), f"for {rewards} they are {got}: divide the differences by the standard deviation of the group."
-        )
+        need(fits, f"for {rewards} they are {got}: divide the differences by the standard deviation of the group.")
     return "better than the mean of the group is pushed up, worse is pushed down, and equal rewards move nothing."
 
 
@@ -58,13 +53,11 @@ def honest_reward(reward: Callable, *, references: list[str]) -> str:
 def dpo_start(first_loss: float, *, margin: float) -> str:
     """The loss of DPO at a margin of 0: -log sigmoid(0)."""
     truth = math.log1p(math.exp(-margin))
-    unlike(
-        first_loss, truth, (0, "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet."),
+    mistakes = (
+        (0, "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet."),
         (0.5, "that is the probability sigma(0); the loss is its negative logarithm."),
-        (1, "that is the logarithm to base 2; the loss takes the natural one."), near=1e-3,
-    )  # fmt: skip
-    need(
-        math.isclose(first_loss, truth, rel_tol=0.01),
-        f"you say {first_loss:g}. Put the margin into the formula of step 7.",
+        (1, "that is the logarithm to base 2; the loss takes the natural one."),
     )
+    other = f"you say {first_loss:g}. Put the margin into the formula of step 7."
+    expect(first_loss, truth, other, *mistakes, near=0.01)
     return f"log 2 = {truth:.4f}. A first loss far from it means that the reference is not the model you start from."

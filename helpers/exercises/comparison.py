@@ -9,7 +9,7 @@ from helpers.records import RunRecord
 
 @check
 def questions_needed(n: float, *, share: float, half_width: float) -> str:
-    """How many questions it takes for a Wilson interval of this half width around a share."""
+    """The number of questions for a Wilson interval of this half width around a share."""
 
     def half(total: float) -> float:
         low, high = wilson(round(share * total), round(total))
@@ -31,7 +31,7 @@ def wins_needed(wins: int, *, losses: int, level: float = 0.05) -> str:
 
     need(wins > losses, f"with {wins} against {losses} it would not even be ahead.")
     score = f"{wins} to {losses}"
-    half = "(Half of it would pass: that is the one-sided test, which needs to be chosen before looking.)"
+    half = "(Half of it would pass: that is the one-sided test, which must be chosen before you look.)"
     need(not p(wins) / 2 < level <= p(wins), f"at {score}, p = {p(wins):.3f}. {half}")
     need(p(wins) < level, f"at {score}, p = {p(wins):.3f}: luck would do that too often.")
     need(p(wins - 1) >= level, f"{score} is enough (p = {p(wins):.3f}), but so is {wins - 1} to {losses}.")
@@ -44,11 +44,9 @@ def refused(unfair: RunRecord, *, records: list[RunRecord]) -> str:
     try:
         comparability([*records, unfair])
     except NotComparable as reason:
-        rows = "refused, for its evaluation rows. Find another difference that spoils a comparison."
+        rows = "refused for its evaluation rows. Find another difference that spoils a comparison."
         need(not str(reason).startswith("evaluation rows"), rows)
         return f"refused: {reason}."
     changed = [name for name in vars(unfair) if all(getattr(unfair, name) != getattr(r, name) for r in records)]
-    raise NotYet(
-        f"this record is let through. Changed: {', '.join(changed) or 'nothing'}. A seed or a learning rate may differ between "
-        "two runs; what must not differ is in the first table of step 1."
-    )
+    seen = f"this record is accepted. Changed: {', '.join(changed) or 'nothing'}."
+    raise NotYet(f"{seen} A seed or a rate may differ between two runs; what must not is in the first table of step 1.")

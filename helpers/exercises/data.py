@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helpers.data import Example, encode, prepare
-from helpers.exercises import check, need, unlike
+from helpers.exercises import check, expect, need
 from helpers.settings import IGNORED, Settings
 from helpers.sources import DataError
 
@@ -29,24 +29,15 @@ def smallest_max_length(length: int, *, settings: Settings, tokenizer) -> str:
 @check
 def never_stops(broken: Example, *, example: Example, tokenizer) -> str:
     """A row with the same tokens that teaches its answer and nothing about where the answer ends."""
-    eos = tokenizer.eos_token_id
-    need(
-        broken.input_ids == example.input_ids, "input_ids changed. Leave the tokens as they are, and break the labels."
-    )
-    need(
-        len(broken.labels) == len(example.labels), "there is one label for each token: mask a token, do not remove it."
-    )
-    need(
-        eos not in broken.labels,
-        f"{tokenizer.eos_token} is still among the labels, so the row still teaches where to stop.",
-    )
-    changed = [(a, b) for a, b in zip(example.labels, broken.labels, strict=True) if a != b]
-    for _, label in changed:
-        need(label == IGNORED, f"a masked token has the label {IGNORED}, not {label}.")
-    need(
-        all(label == eos for label, _ in changed),
-        f"{len(changed)} labels changed, some of them of the answer. Leave the answer supervised and mask only its end.",
-    )
+    eos, before, after = tokenizer.eos_token_id, example.labels, broken.labels
+    need(broken.input_ids == example.input_ids, "input_ids changed. Leave them, and break the labels.")
+    need(len(after) == len(before), "there is one label for each token: mask a token, do not remove it.")
+    need(eos not in after, f"{tokenizer.eos_token} is still among the labels, so the row still teaches where to stop.")
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    wrong = [label for _, label in changed if label != IGNORED]
+    need(not wrong, f"a masked token has the label {IGNORED}, not {wrong[:1]}.")
+    many = f"{len(changed)} labels changed, some of them of the answer. Mask only its end."
+    need(all(label == eos for label, _ in changed), many)
     return "the loss of this row looks as healthy as before. That is why a guard looks for the end token."
 
 
@@ -54,14 +45,12 @@ def never_stops(broken: Example, *, example: Example, tokenizer) -> str:
 def two_turns(talk: list[dict], ends: float, *, tokenizer) -> str:
     """A conversation of two questions and two answers, and how many of its labels are the end token."""
     roles = [message.get("role") for message in talk]
-    need(
-        [role for role in roles if role != "system"] == ["user", "assistant"] * 2,
-        f"the roles are {roles}; two questions, each followed by its answer, are user, assistant, user, assistant.",
-    )
+    order = f"the roles are {roles}; two questions with their answers are user, assistant, user, assistant."
+    need([role for role in roles if role != "system"] == ["user", "assistant"] * 2, order)
     labels = encode(Example(talk), tokenizer).labels
     truth = labels.count(tokenizer.eos_token_id)
-    unlike(ends, truth, (1, "more than the last answer is supervised: a model has to learn to end each of its turns."))
-    need(ends == truth, f"{ends:g} is not what `encode` gives. Count the turns that the model itself has to write.")
-    return (
-        f"each of the {truth} answers is supervised up to its end token; {labels.count(IGNORED)} tokens are only read."
-    )
+    last = "more than the last answer is supervised: a model has to learn to end each of its turns."
+    count = f"{ends:g} is not what `encode` gives. Count the turns that the model itself has to write."
+    expect(ends, truth, count, (1, last))
+    read = labels.count(IGNORED)
+    return f"each of the {truth} answers is supervised up to its end token; {read} tokens are only read."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers.data import Example, encode
 from helpers.evaluation import held_out_loss
-from helpers.exercises import check, need, unlike
+from helpers.exercises import check, expect, need
 from helpers.inference import generate
 from helpers.models import load_base, load_tokenizer
 from helpers.settings import IGNORED, Settings
@@ -23,9 +23,10 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
     supervised = [sum(label != IGNORED for label in example.labels) for example in examples]
     truth, longest = max(supervised), max(len(example.input_ids) for example in examples)
     end = f"the longest answer would fit, but not its {tokenizer.eos_token}: it would end at the limit."
-    unlike(tokens, truth, (longest, "that counts the question as well; only new tokens count."), (truth - 1, end))
-    need(tokens >= truth, f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut.")
-    need(tokens == truth, f"{tokens:g} is enough, but fewer would do.")
+    cut = f"at {tokens:g}, {sum(count > tokens for count in supervised)} answers would be cut."
+    other = f"{tokens:g} is enough, but fewer would do." if tokens > truth else cut
+    question = "that counts the question as well; only new tokens count."
+    expect(tokens, truth, other, (longest, question), (truth - 1, end))
     return f"{truth} tokens. The profile leaves more room, since a model may take another way to the number."
 
 
@@ -33,23 +34,20 @@ def room_to_answer(tokens: float, *, examples: list[Example], tokenizer) -> str:
 def scaled_adapter(scale: Callable, *, load: Callable) -> str:
     """A function that multiplies the update of a loaded adapter; tried with the factors 1, 0.5 and 0 on fresh loads."""
 
-    def updates(factor: float | None) -> list[torch.Tensor]:
-        model = load()
-        if factor is not None and (returned := scale(model, factor)) is not None:
-            model = returned
+    def updates(model) -> list[torch.Tensor]:
         layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
-        need(bool(layers), "there is no adapter left on the model: scale it before it is merged.")
+        need(layers, "there is no adapter left on the model: scale it before it is merged.")
         return [layer.get_delta_weight("default").detach().float() for layer in layers[:6]]
 
-    full = updates(None)
+    full = updates(load())
     for factor in (1.0, 0.5, 0.0):
-        for before, after in zip(full, updates(factor), strict=True):
+        model = load()
+        for before, after in zip(full, updates(scale(model, factor) or model), strict=True):
             share = (after.norm() / before.norm()).item()
-            if factor == 0.5:
-                quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
-                unlike(share, factor, (0.25, quarter), near=0.08)
             left = f"with the factor {factor:g}, {share:.2f} of the update is left, not {factor:g}."
-            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), left)
+            quarter = "at 0.5 a quarter of the update is left: B A is a product, so scale one factor, not both."
+            squared = factor == 0.5 and abs(share - 0.25) < 0.02
+            need(torch.allclose(after, factor * before, rtol=0.02, atol=1e-6), quarter if squared else left)
     return "1 leaves the adapter, 0 gives the base, and 0.5 lies half way: a merged model can be mixed like that."
 
 
@@ -57,10 +55,8 @@ def scaled_adapter(scale: Callable, *, load: Callable) -> str:
 def own_fine_tune(folder: str, talk: list[dict], *, settings: Settings) -> str:
     """An adapter that a reader trained without this package: loaded onto a fresh base, it has learned more than its rows."""
     saved = Path(folder)
-    need(
-        (saved / "adapter_config.json").is_file(),
-        f"there is no adapter_config.json in {folder}: save the adapter there.",
-    )
+    there = (saved / "adapter_config.json").is_file()
+    need(there, f"there is no adapter_config.json in {folder}: save the adapter there.")
     need([m.get("role") for m in talk][-2:] == ["user", "assistant"], "talk has to end with a question and its answer.")
     base = resolve(settings)
     tokenizer, model = load_tokenizer(base), load_base(base, "fp32")

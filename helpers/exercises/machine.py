@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.exercises import check, need, unlike
+from helpers.exercises import check, expect, need
 from helpers.memory import GB, Shape, predict
 
 import torch
@@ -11,29 +11,18 @@ import torch
 @check
 def bytes_kept(plain: float, momentum: float) -> str:
     """Bytes per parameter that are left after one step of SGD without and with momentum; measured on a layer."""
-
-    def left(**options) -> float:
+    for name, answer, rate in (("plain", plain, 0.0), ("momentum", momentum, 0.9)):
         layer = torch.nn.Linear(100, 100, bias=False)
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, **options)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=rate)
         layer(torch.randn(8, 100)).square().mean().backward()
         optimizer.step()
         states = [v for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor)]
-        return sum(t.nbytes for t in (layer.weight, layer.weight.grad, *states)) / layer.weight.numel()
-
-    for name, answer, truth in (("plain", plain, left()), ("momentum", momentum, left(momentum=0.9))):
-        need(
-            answer < 1000, f"{name}: the question asks for bytes per parameter, so divide by the number of parameters."
-        )
-        unlike(
-            answer,
-            truth,
-            (truth - 4, f"{name}: 4 bytes are missing. The gradient is also there when the step is taken."),
-        )
-        need(answer <= truth, f"{name}: {answer:g} is too much. Which of AdamW's four numbers does SGD not keep?")
-        need(
-            answer == truth,
-            f"{name}: {answer:g} is too little. Weight, gradient, and what survives until the next step?",
-        )
+        truth = sum(t.nbytes for t in (layer.weight, layer.weight.grad, *states)) / layer.weight.numel()
+        need(answer < 1000, f"{name}: divide by the number of parameters.")
+        missing = f"{name}: 4 bytes are missing. The gradient is also there when the step is taken."
+        much = f"{name}: {answer:g} is too much. Which of AdamW's four numbers does SGD not keep?"
+        little = f"{name}: {answer:g} is too little. Count weight, gradient, and what survives until the next step."
+        expect(answer, truth, much if answer > truth else little, (truth - 4, missing))
     return "weight and gradient take 4 bytes each; momentum adds one running mean, where AdamW keeps two."
 
 
@@ -42,14 +31,10 @@ def parts_that_grow(parts: set, *, shape: Shape) -> str:
     """The parts of LoRA's predicted memory that grow when rows become twice as long."""
     short, long = (predict(shape, "lora", batch=4, length=length).to_dict() for length in (512, 1024))
     known, grow = short.keys() - {"total"}, {name for name in short if long[name] > short[name]} - {"total"}
-    need(
-        parts <= known, f"no part is called {', '.join(map(str, parts - known))}; they are {', '.join(sorted(known))}."
-    )
+    need(parts <= known, f"no part is called {', '.join(parts - known)}; they are {', '.join(sorted(known))}.")
     fixed = ", ".join(sorted(parts - grow))
     need(not fixed, f"{fixed}: this is counted by parameter, and longer rows add no parameter.")
-    need(
-        parts == grow, "one is missing. What else does the model compute for each position, up to the very last layer?"
-    )
+    need(parts == grow, "one is missing. What else does the model compute for each position, up to the last layer?")
     return "these are counted by position; the rest is counted by parameter, and rows add none."
 
 
@@ -60,7 +45,5 @@ def largest_batch(batch: int, *, shape: Shape, method: str, memory: float, **siz
     peak, one_more = (predict(shape, method, batch=rows, **size).total for rows in (batch, batch + 1))
     need(peak <= memory, f"{batch} rows need {peak / GB:.1f} GB at the peak, and there are {memory / GB:.1f} GB.")
     need(one_more > memory, f"{batch} rows fit, and so does one more ({one_more / GB:.1f} of {memory / GB:.1f} GB).")
-    return (
-        f"{batch} rows take {peak / GB:.1f} GB, one more {one_more / GB:.1f} GB. Where memory is short, raise "
-        "`accumulation` instead of the batch: the result is the same."
-    )
+    size = f"{batch} rows take {peak / GB:.1f} GB, one more {one_more / GB:.1f} GB"
+    return f"{size}. Where memory is short, raise `accumulation` instead of the batch: the result is the same."

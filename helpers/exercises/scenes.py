@@ -1,14 +1,16 @@
-"""What the scenes of 10_spot_the_bug share: the tiny model, batches, a training loop, and how to look at the result."""
+"""What the scenes of 10_spot_the_bug share, and the checks of its exercises."""
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import textwrap
 from dataclasses import replace
 
+from helpers.batches import Collator
 from helpers.data import Data, Example
-from helpers.device import Device
+from helpers.exercises import check, expect, need
 from helpers.guards import GuardError
 from helpers.models import load_base
 from helpers.settings import IGNORED, Settings
@@ -16,9 +18,9 @@ from helpers.sources import DataError, quiet, resolve
 
 import torch
 from datasets import Dataset
-from matplotlib.axes import Axes
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer, TrainingArguments
+
+FAULTS = ("doubled start", "masked end", "leaked test")
 
 
 def fresh(tiny: Settings, dtype: torch.dtype = torch.float32):
@@ -32,32 +34,14 @@ def one_family(data: Data, family: str) -> Data:
     return replace(data, **{name: [e for e in rows if e.family == family] for name, rows in splits.items()})
 
 
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """One padded batch of rows with ``input_ids`` and ``labels``."""
+    return Collator(flat=False, padding=0)([{"rows": rows}])
+
+
 def batches(rows: list[Example], size: int = 8) -> list[dict[str, torch.Tensor]]:
     """The rows as padded batches: ``input_ids``, ``labels`` and ``attention_mask``, each of shape (rows, longest)."""
     return [collate([vars(row) for row in rows[start : start + size]]) for start in range(0, len(rows), size)]
-
-
-def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """One padded batch of rows with ``input_ids`` and ``labels``."""
-    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    return {"input_ids": pad_sequence(ids, batch_first=True), "labels": padded, "attention_mask": mask}
-
-
-def fit(model, steps: list, rate: float = 1e-2) -> list[float]:
-    """One step of AdamW on each batch, at a rate that falls to zero; the loss of each batch, before its step."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
-    losses = []
-    for number, batch in enumerate(steps):
-        optimizer.param_groups[0]["lr"] = rate * (1 - number / len(steps))
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
 
 
 def fit_with_trainer(model, rows: list[Example], batch_size: int, devices: int, accumulation: int = 1) -> Trainer:
@@ -74,44 +58,8 @@ def fit_with_trainer(model, rows: list[Example], batch_size: int, devices: int, 
     return trainer
 
 
-def endings(model, tokenizer, examples: list[Example], limit: int = 60) -> list[dict]:
-    """A greedy answer to each question: how many tokens it took, what stopped it, and how it ends."""
-    answers, template = [], {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
-    for example in examples:
-        inputs = tokenizer.apply_chat_template(example.prompt, **template)
-        with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        new = out[0, inputs["input_ids"].shape[1] :].tolist()
-        stop = tokenizer.eos_token if new[-1] == tokenizer.eos_token_id else "the limit"
-        answer = {"new tokens": len(new), "stopped by": stop, "ends in": tokenizer.decode(new)[-60:]}
-        answers.append({"question": example.prompt[-1]["content"]} | answer)
-    return answers
-
-
-def draw(curves: dict[str, list[float]], axes: Axes) -> Axes:
-    """Training loss by step, one line per run; lines differ in colour, dash and width, so that one shows under another."""
-    styles = (("#0072B2", "-", 5), ("#D55E00", "--", 2.5), ("#009E73", ":", 2.5))
-    for (name, losses), (colour, dash, width) in zip(curves.items(), styles, strict=False):
-        axes.plot(range(1, len(losses) + 1), losses, color=colour, linestyle=dash, linewidth=width, label=name)
-    axes.set(xlabel="step", ylabel="training loss, nats per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return axes
-
-
-def one_device(used: int, device: Device) -> None:
-    """Refuse a trainer that would split each batch over several devices (a hidden DataParallel).
-
-    Raises:
-        GuardError: says how many.
-    """
-    if used > 1:
-        split = f"the trainer would split each batch over {used} devices, not use {device.name} alone"
-        raise GuardError(f"one device: {split}")
-
-
 def ask(guard, *arguments) -> None:
-    """Ask a guard, and print what it says."""
+    """Call a guard, and print its verdict."""
     try:
         guard(*arguments)
         print("The guard has no objection.")
@@ -119,22 +67,47 @@ def ask(guard, *arguments) -> None:
         print(textwrap.fill(f"{type(error).__name__}: {error}", 100))
 
 
-FAULTS = ("doubled start", "masked end", "leaked test")
-
-
 def case(data: Data, tokenizer, seed: int) -> Data:
     """A data set with two of the three :data:`FAULTS`, chosen by the seed."""
-    rng = random.Random(seed)
-    train = [replace(e) for e in data.train]
+    rng, train = random.Random(seed), list(data.train)
     for fault in rng.sample(FAULTS, 2):
         for number in rng.sample(range(len(train)), 3):
             row = train[number]
+            ids, labels, eos = row.input_ids, row.labels, tokenizer.eos_token_id
             if fault == "doubled start":
-                ids, labels = [tokenizer.bos_token_id, *row.input_ids], [IGNORED, *row.labels]
-                train[number] = replace(row, input_ids=ids, labels=labels)
+                row = replace(row, input_ids=[tokenizer.bos_token_id, *ids], labels=[IGNORED, *labels])
             elif fault == "masked end":
-                labels = [IGNORED if label == tokenizer.eos_token_id else label for label in row.labels]
-                train[number] = replace(row, labels=labels)
-            else:
-                train[number] = replace(rng.choice(data.test))
+                row = replace(row, labels=[IGNORED if label == eos else label for label in labels])
+            train[number] = replace(rng.choice(data.test)) if fault == "leaked test" else row
     return replace(data, train=train)
+
+
+@check
+def case_solved(faults: set, *, case: Data, tokenizer) -> str:
+    """The names of the faults in the training rows of a case."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    held_out = {str(e.prompt) for e in case.test}
+    truth = {
+        "doubled start": any(e.input_ids[:2] == [bos, bos] for e in case.train),
+        "masked end": any(eos not in e.labels for e in case.train),
+        "leaked test": any(str(e.prompt) in held_out for e in case.train),
+    }
+    need(faults <= set(FAULTS), f"the faults are called {', '.join(FAULTS)}.")
+    again = "A guard stops at its first fault: mend that one, and call it again."
+    wrong = " or a ".join(name for name in sorted(faults) if not truth[name])
+    need(not wrong, f"no row has a {wrong}. {again}")
+    need(len(faults) == sum(truth.values()), f"there is more. {again}")
+    return f"{' and '.join(sorted(faults))}. The loss would have fallen anyway."
+
+
+@check
+def steps_of_an_epoch(steps_taken: int, *, model, rows: list, batch_size: int, accumulation: int, devices: int) -> str:
+    """Optimizer steps of one epoch if this many GPUs are visible; the Trainer of transformers runs it."""
+    truth = fit_with_trainer(model, rows, batch_size, devices, accumulation).state.global_step
+    wrong = (
+        (math.ceil(len(rows) / batch_size), "that is without accumulation and on one device."),
+        (math.ceil(len(rows) / batch_size / accumulation), "that is on one device."),
+        (math.ceil(len(rows) / batch_size / devices), "that is without accumulation."),
+    )
+    expect(steps_taken, truth, f"not {steps_taken}. How many rows does one optimizer step take in all?", *wrong)
+    return f"{truth} steps of up to {batch_size * accumulation * devices} rows, on {len(rows)} rows."

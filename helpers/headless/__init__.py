@@ -6,8 +6,3 @@ from helpers.headless.pages import markdown_to_html
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of
 from helpers.headless.processes import locked
 from helpers.headless.runner import run_all
-
-__all__ = [
-    "UsageError", "align", "describe", "figure_to_html", "find_notebooks", "locked", "markdown_to_html", "mask_secrets",
-    "parameters_of", "run_all", "secret_name", "switch_on",
-]  # fmt: skip

@@ -25,17 +25,7 @@ from helpers.settings import PROFILES, ROOT, SettingsError, nearest, shown
 
 LADDER = "speed.json"  # written by 09_speed
 LARGEST = 20_000_000  # bytes of one file in an archive: a record has less than a hundredth
-COLUMNS = (
-    "device",
-    "memory",
-    "software",
-    "profile and method",
-    "steps",
-    "tokens/s",
-    "peak memory",
-    "right answers",
-    "date",
-)
+HEADER = "| device | memory | software | profile and method | steps | tokens/s | peak memory | right answers | date |"
 
 
 class ReportError(ValueError):
@@ -128,7 +118,7 @@ def row(record: RunRecord) -> list[str]:
 
 def table(records: list[RunRecord], rungs: list[dict]) -> str:
     """The rows in Markdown, and the ladder below them, for the page "what was run where"."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
     lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row(r)) + " |" for r in records]
     if rungs:
         lines += ["", "| ladder of 09, device | setting | tokens/s | peak memory |", "|---|---|---|---|"]
@@ -145,14 +135,9 @@ def offer(series: Path, profile: str, agreed: bool) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         write(texts, Path(scratch) / "report.zip")
         records, rungs = read(Path(scratch) / "report.zip")
-    print(
-        table(records, rungs)
-        if records or rungs
-        else f"There are no finished runs in {shown(series)}: make run-all makes them."
-    )
-    print(
-        "\nThe archive would hold:", *(f"  {name}  {len(text):,} characters" for name, text in texts.items()), sep="\n"
-    )
+    nothing = f"There are no finished runs in {shown(series)}: make run-all makes them."
+    print(table(records, rungs) if records or rungs else nothing, "\nThe archive would hold:", sep="\n")
+    print(*(f"  {name}  {len(text):,} characters" for name, text in texts.items()), sep="\n")
     while not agreed:
         if not sys.stdin.isatty():
             print("Nothing was written. Run `make report` in a terminal, or add YES=1 to write it without a question.")
@@ -177,9 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="small")
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--yes", action="store_true", help="write it without a question")
-    parser.add_argument(
-        "--rows", nargs="+", type=Path, metavar="ARCHIVE", help="print the results of such archives as Markdown rows"
-    )
+    rows = "print the results of such archives as Markdown rows"
+    parser.add_argument("--rows", nargs="+", type=Path, metavar="ARCHIVE", help=rows)
     given = parser.parse_args(arguments)
     try:
         if given.rows:

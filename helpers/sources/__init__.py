@@ -22,10 +22,3 @@ from helpers.sources.manifest import (
 from helpers.sources.questions import answer_of, make_splits
 from helpers.sources.rows import DataError
 from helpers.sources.templates import LLAMA2_TEMPLATE
-
-__all__ = [
-    "LLAMA2_TEMPLATE", "MANIFEST", "SMOLLM2_HUB_ID", "Base", "DataError", "HubError", "ModelError", "answer_of",
-    "check_adapter", "check_files", "check_loaded", "check_replaceable", "explain", "fetch", "hash_files",
-    "general_text", "make_splits", "models_folder", "quiet", "read_conversations",
-    "reading", "resolve", "split_conversations", "unrelated_questions", "write_manifest",
-]  # fmt: skip

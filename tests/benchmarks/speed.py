@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 def data_of(lengths: list[int], vocabulary: int = 32000) -> Data:
     """Rows of random tokens of these lengths, all supervised."""
     rows = [Example([], None, ids, list(ids)) for ids in random_tokens(lengths, vocabulary)]
-    return Data(source="synthetic", counts={}, train=rows, validation=[], test=[], harder=[])
+    return Data(source="synthetic", counts={}, train=rows, validation=[], test=[], harder=[], prose=[])
 
 
 def random_model(shape: Shape, dtype: torch.dtype, four_bit: bool = False):

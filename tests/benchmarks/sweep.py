@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -113,18 +114,18 @@ def one(work: tuple[str, Path, dict]) -> None:
     print(path.stem, row["stopped"] or f"{row['right']} of {row['questions']} right, {row['losses']}", flush=True)
 
 
-def diverged(row: dict) -> bool:
-    """Whether a run was stopped, or ended with a validation loss that is no lower than before training."""
-    before, after = (row.get("validation_loss") or [1.0, 0.0])[:2]
-    return row["stopped"] is not None or after is None or not after < before
+def diverged(row: dict, base: dict) -> bool:
+    """Whether a run was stopped, or is worse than the untouched model on the questions or the conversations."""
+    return row["stopped"] is not None or any(row["losses"][part] > base[part] for part in ("questions", "prose"))
 
 
 def collect(profile: str, out: Path) -> Path:
     """One table of all runs found, and how many of them diverged."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-n*-s*.json"))]
     about = next((row for row in rows if row["stopped"] is None), {})
+    base = next((row["losses"] for row in rows if row["method"] == "base"), {"questions": math.inf, "prose": math.inf})
     for row in rows:
-        row["diverged"] = diverged(row)
+        row["diverged"] = diverged(row, base)
     shared = {name: about.get(name) for name in ("device", "date", "commit", "environment")}
     kept = [{k: v for k, v in row.items() if k not in (*shared, "general_losses")} for row in rows]
     count = sum(row["diverged"] for row in rows)

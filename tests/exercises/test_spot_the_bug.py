@@ -2,7 +2,7 @@
 
 import re
 
-from helpers.exercises import bugs
+from helpers.exercises import scenes as bugs
 from helpers.exercises.scenes import FAULTS, case, fresh
 
 import nbformat

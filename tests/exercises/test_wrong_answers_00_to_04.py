@@ -80,7 +80,7 @@ def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypa
     now = lora_parameters(shape, tiny.rank, tiny.targets)
     verdicts = [training.doubled_rank(n, config(), settings=tiny) for n in (2 * now, now, 4 * now, 2 * now + 1)]
     assert [v.state for v in verdicts] == ["right"] + ["not yet"] * 3
-    assert "of before" in verdicts[1].message and "added, not multiplied" in verdicts[2].message
+    assert "old rank" in verdicts[1].message and "added, not multiplied" in verdicts[2].message
     half = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     assert "two things changed" in training.doubled_rank(2 * now, half, settings=tiny).message
     fewer = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj"], task_type="CAUSAL_LM")
