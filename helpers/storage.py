@@ -127,8 +127,10 @@ def misfit(value: object, wanted: object, place: str, whole: bool) -> str | None
     if value is None and place.rpartition(".")[2] in _NOT_MEASURED:
         return None
     if isinstance(wanted, dict) and isinstance(value, dict):
-        names = [name for name in wanted if whole or name in value]
-        return next(filter(None, (misfit(value.get(n), wanted[n], f"{place}.{n}", whole) for n in names)), None)
+        if absent := [n for n in wanted if n not in value and n not in _NOT_MEASURED] if whole else []:
+            return f"{place}.{absent[0]}"
+        names = [name for name in wanted if name in value]
+        return next(filter(None, (misfit(value[n], wanted[n], f"{place}.{n}", whole) for n in names)), None)
     if isinstance(wanted, list) and isinstance(value, list):
         return next(filter(None, (misfit(item, wanted[0], place, whole) for item in value)), None)
     return None if not isinstance(wanted, dict | list) and isinstance(value, wanted) else place

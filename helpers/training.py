@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from helpers.evaluation import baselines, evaluate, held_out_loss
 from helpers.memory import free_memory
 from helpers.models import folder_sizes, load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import AFTER_SFT, IGNORED, Settings
-from helpers.sources import Base, quiet, resolve
+from helpers.sources import Base, check_replaceable, quiet, resolve
 
 import torch
 from peft import PeftConfig
@@ -108,6 +108,7 @@ def train(
         GuardError: if the run is not what its name says.
         TrainingError: if the loss is not finite, the device or the disk has too little room, the checkpoints found are
             those of other settings, or another process trains into the same folder.
+        ModelError: if the place of the result holds something that this project did not write.
         Stopped: if you interrupt it; the message says what is kept.
     """
     run = _plan(settings, data, adapter, world or World())
@@ -153,6 +154,10 @@ def _plan(settings: Settings, data: Data, adapter: PeftConfig | None, world: Wor
     sizes = {"longest": longest, "world": world, "widest": widest(order, settings)}
     free_memory()
     chosen = plan(settings, base.shape, **sizes)
+    written: list[Path] = []
+    with suppress(records.RecordError):  # there is no finished run
+        written = [Path(name) for name in records.load(settings.folder).files]
+    check_replaceable(settings.folder / _result(settings), tuple(file.name for file in written))
     preflight.fp8_runs(chosen, settings.method)
     preflight.device_memory(chosen)
     if chosen.device.count > world.size:
@@ -244,6 +249,11 @@ def _prove(run: Run, memory: dict) -> None:
     distributed.leave()
 
 
+def _result(settings: Settings) -> str:
+    """The name of the folder, inside that of the run, that holds what was trained."""
+    return "model" if settings.method == "full" else "adapter"
+
+
 def _save(run: Run) -> None:
     """The result as files, a whole model or an adapter. An earlier result is replaced only when this one is written."""
     settings = run.settings
@@ -253,7 +263,7 @@ def _save(run: Run) -> None:
         run.model.load_state_dict(run.exact, strict=False)  # a tied head has no weight of its own
     run.record.update = weight_updates(run.model, run.base.folder, 3 if run.base.shape.hidden <= 1024 else 1, run.exact)
     run.exact = {}
-    name = "model" if settings.method == "full" else "adapter"
+    name = _result(settings)
     new = settings.folder / f".new-{name}"
     with preflight.whole(new):
         if settings.method == "full":

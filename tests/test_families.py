@@ -3,19 +3,21 @@
 Each head is enlarged, so that a scale, a cap or a bias that the loss leaves out would show.
 """
 
+import shutil
 from dataclasses import replace
 
 from helpers.evaluation import evaluate, held_out_loss
 from helpers.inference import logits
 from helpers.models import load_base, load_saved, load_tokenizer, load_trained
-from helpers.settings import IGNORED, settings_for
-from helpers.sources import resolve
-from helpers.training import train
+from helpers.settings import IGNORED, SettingsError, settings_for
+from helpers.sources import ModelError, resolve
+from helpers.training import TrainingError, train
 from tests.families import FAMILIES, build, plain_losses
 from tests.shared import losses
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 OWN_LOSS = {  # families whose loss is not that of hidden states times a matrix, and what the record says of it
     "gemma2": "does more than multiply",
@@ -79,6 +81,46 @@ def test_held_out_loss_and_answers_come_from_the_models_own_forward_pass(family,
             scores = model(input_ids=ids).logits[0, :-1]
         total += torch.nn.functional.cross_entropy(scores, labels[0, 1:], reduction="sum").item()
         tokens += int((labels[:, 1:] != IGNORED).sum())
-    assert held_out_loss(model, few) == {"loss": pytest.approx(total / tokens, rel=5e-5), "tokens": tokens}
+    held_out = held_out_loss(model, few)
+    assert (held_out["loss"], held_out["tokens"]) == (pytest.approx(total / tokens, rel=5e-5), tokens)
     result = evaluate(model, load_tokenizer(resolve(settings)), replace(data, test=few, harder=[]), settings)
     assert len(result["replies"]) == 4 and model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "error", "reason"),
+    [
+        ("gemma2", {"attention": "sdpa"}, SettingsError, "attention='sdpa' cannot be used: this model's layers ask"),
+        ("gpt-oss-sinks", {"attention": "varlen"}, SettingsError, "attention='varlen' cannot be used"),
+        ("phi3-fused", {"targets": "q_proj"}, ValueError, "is called q_proj; there are o_proj, qkv_proj, gate_up_proj"),
+        ("gpt2", {"targets": "c_proj,q_proj"}, ValueError, "is called q_proj; there are c_attn, attn.c_proj"),
+        (
+            "falcon-alibi",
+            {"batch_tokens": 1024, "attention": "sdpa"},
+            TrainingError,
+            "trained with batch_tokens: .*batch_size",
+        ),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_with_its_true_reason(family, changes, error, reason, made, data):
+    with pytest.raises(error, match=reason):
+        train(made(family, **changes), data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "reason"),
+    [
+        ("bert", TrainingError, "with the tokens that come after it, so it is no causal language model"),
+        ("mamba", ModelError, "PEFT cannot adapt this model: .*'out_proj' is incompatible with Mamba-based models"),
+        ("t5", ModelError, "is a t5 model, and transformers has no causal language model of that kind"),
+    ],
+)
+def test_a_type_that_is_not_supported_is_refused_in_one_sentence(kind, error, reason, tmp_path, tiny, data):
+    if kind == "t5":
+        folder = tmp_path / kind
+        shutil.copytree(resolve(tiny).folder, folder)
+        AutoConfig.for_model("t5").save_pretrained(folder)
+    else:
+        folder = build(resolve(tiny).folder, tmp_path / kind, kind, {})
+    with pytest.raises(error, match=reason):
+        train(tiny.change(model=str(folder), runs_dir=str(tmp_path), precision="fp32", max_steps=1), data)

@@ -29,8 +29,12 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
 
 
 def decoder_blocks(model) -> torch.nn.ModuleList:
-    """The blocks of a decoder, whatever its family calls them: the longest list of modules right inside it."""
-    return max((m for m in model.get_decoder().children() if isinstance(m, torch.nn.ModuleList)), key=len)
+    """The blocks of a decoder, whatever its family calls them: the longest list of modules, right inside it or deeper."""
+    decoder = model.get_decoder()
+    inside = [
+        [m for m in some if isinstance(m, torch.nn.ModuleList)] for some in (decoder.children(), decoder.modules())
+    ]
+    return max(inside[0] or inside[1], key=len)
 
 
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:

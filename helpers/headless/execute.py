@@ -123,8 +123,9 @@ def reason(name: str, text: str, traceback: str) -> str:
     text = text.strip() or (f"at `{lines[-1].strip()}`" if lines else "without a message")
     if "No space left" in text or "quota exceeded" in text:
         places = {Path(tempfile.gettempdir()), Path.home(), Path.cwd(), Path(os.environ[FOLDER])}
+        places |= {Path(os.environ[name]) for name in ("MODELS_DIR", "HF_HOME", "HF_HUB_CACHE") if os.environ.get(name)}
         full = sorted(str(place) for place in places if place.is_dir() and shutil.disk_usage(place).free < 100_000_000)
-        text += f"; free some space{' in ' + ' or '.join(full) if full else ''}"
+        text += f"; free some space in {' or '.join(full) or 'the place that it names, or in ' + os.environ[FOLDER]}"
     return f"{name}: {text}"[:2000]
 
 

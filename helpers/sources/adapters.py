@@ -30,7 +30,7 @@ def check_adapter(folder: Path) -> set[str]:
     config = read_json(folder / CONFIG, ModelError, {"peft_type": str, "r": int})
     if config["peft_type"] != "LORA":
         raise ModelError(
-            f"{shown(folder)} holds an adapter of the kind {config['peft_type']!r}; only LoRA is read here"
+            f"{shown(folder)} holds an adapter of the kind {config['peft_type'][:80]!r}; only LoRA is read here"
         )
     if not (folder / WEIGHTS).is_file():
         others = ", ".join(f.name for f in folder.glob("*.bin")) or "no weights"

@@ -108,8 +108,11 @@ def hash_files(files: list[Path]) -> list[str | None]:
         return list(threads.map(sha256_if_there, files))
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path, ours: tuple[str, ...] = ()) -> None:
     """Make sure that replacing a folder loses nothing: it is absent, empty, or holds only what this project wrote.
+
+    Args:
+        ours: names of files that are known to be this project's, whatever the manifest says.
 
     Raises:
         ModelError: says what is there.
@@ -122,7 +125,9 @@ def check_replaceable(folder: Path) -> None:
         found = "is a file"
     else:
         names = {f.name for f in folder.iterdir()}
-        known = {MANIFEST, *read_manifest(folder)} if MANIFEST in names else set()
+        known = {MANIFEST, "README.md", *ours} if ours or MANIFEST in names else set()  # PEFT writes a README
+        if not names <= known and MANIFEST in names:
+            known |= read_manifest(folder).keys()
         if names <= known:
             return
         found = f"holds {min(names - known)!r}, which this project did not write"

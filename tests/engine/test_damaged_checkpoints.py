@@ -5,6 +5,9 @@ import shutil
 
 from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints
 from helpers.records import RunRecord
+from helpers.settings import settings_for
+from helpers.sources import ModelError
+from helpers.training import train
 
 import pytest
 import torch
@@ -77,3 +80,23 @@ def test_a_renamed_or_linked_checkpoint_is_passed_over_and_other_files_stay(unfi
     assert (tmp_path / "elsewhere" / SEAL).is_file()
     RunRecord("lora", "tiny", 0).save(unfinished)
     assert sorted(f.name for f in folder.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+@pytest.mark.parametrize("what", ["a file of yours", "a link", "a file in its place"])
+def test_a_training_never_replaces_what_it_did_not_write(tmp_path, data, method, what):
+    settings = settings_for("tiny", method, runs_dir=str(tmp_path), max_steps=1)
+    result, mine = settings.folder / ("model" if method == "full" else "adapter"), tmp_path / "mine"
+    mine.mkdir()
+    settings.folder.mkdir(parents=True)
+    if what == "a link":
+        result.symlink_to(mine)
+    elif what == "a file in its place":
+        result.write_text("mine")
+    else:
+        result.mkdir()
+        (result / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ModelError, match="so it is left alone: move it away"):
+        train(settings, data)
+    assert sorted(tmp_path.rglob("*")) == before and mine.is_dir()

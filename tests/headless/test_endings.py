@@ -100,11 +100,15 @@ def test_the_end_of_a_kernel_is_told_from_its_exit_code():
     assert _death(-9) == _death(None) and "main memory ran out" in _death(-9)
 
 
-def test_a_disk_that_is_full_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("FINE_TUNING_RUN", str(tmp_path))
+@pytest.mark.parametrize("variable", ["FINE_TUNING_RUN", "MODELS_DIR", "HF_HOME"])
+def test_a_disk_that_is_full_is_named(monkeypatch, tmp_path, variable):
+    monkeypatch.setenv("FINE_TUNING_RUN", str(tmp_path.parent))
+    monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda place: mock.Mock(free=0 if place == tmp_path else 10**12))
     why = reason("SafetensorError", "I/O error: No space left on device (os error 28)", "")
     assert why.endswith(f"(os error 28); free some space in {tmp_path}")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: mock.Mock(free=10**12))
+    assert "free some space in the place that it names, or in /" in reason("OSError", "No space left on device", "")
 
 
 def test_a_process_killed_by_the_system_is_not_explained_by_a_warning(book):

@@ -5,6 +5,7 @@ import os
 
 from helpers.models import merge
 from helpers.sources import ModelError, base_models, check_files, check_replaceable, resolve, write_manifest
+from helpers.training import train
 
 import pytest
 
@@ -24,6 +25,41 @@ def test_other_weight_formats_are_not_loaded(copied, tiny):
 def test_a_folder_without_a_model_says_so(tmp_path, tiny):
     with pytest.raises(ModelError, match=r"no model in .*holds no config\.json"):
         resolve(tiny.change(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "saved quantised, with bitsandbytes in 4 bits"),
+        ({"quant_method": "gptq", "bits": 4}, "saved quantised, with gptq in 4 bits"),
+        ({"quant_method": "awq", "bits": 8}, "saved quantised, with awq in 8 bits"),
+        ({"quant_method": "fp8"}, "saved quantised, with fp8 "),
+    ],
+)
+def test_a_quantised_checkpoint_is_named_as_such_before_anything_is_loaded(copied, tiny, saved, words, data):
+    kept = json.loads((copied / "config.json").read_text()) | {"quantization_config": saved}
+    (copied / "config.json").write_text(json.dumps(kept))
+    (copied / base_models.MANIFEST).unlink()
+    with pytest.raises(ModelError, match=f"{words}.*choose the model it was made from; the method 'qlora' quantises"):
+        train(tiny.change(model=str(copied)), data)
+
+
+def test_a_relative_folder_is_looked_up_from_the_repository_wherever_you_are(copied, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_models, "ROOT", copied.parent)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resolve(tiny.change(model=copied.name)).folder == copied
+    assert resolve(tiny.change(model=f"./{copied.name}")).fingerprint == resolve(tiny).fingerprint
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused(copied, tiny, data):
+    kept = json.loads((copied / "config.json").read_text())
+    kept |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForCausalLM": "code.Model"}}
+    (copied / "config.json").write_text(json.dumps(kept))
+    (copied / "code.py").write_text("raise SystemExit('this must never run')")
+    (copied / base_models.MANIFEST).unlink()
+    with pytest.raises(ModelError, match="could not be read as a model"):
+        train(tiny.change(model=str(copied)), data)
 
 
 def test_the_wrong_gguf_file_is_refused(tmp_path):
