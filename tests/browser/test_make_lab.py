@@ -33,6 +33,9 @@ def lab(tmp_path):
         f"LAB_ARGS={arguments}",
     ]
     environment = os.environ | {"JUPYTER_TOKEN": "token-of-the-test", "PYTHONPATH": str(tmp_path)}
+    environment["JUPYTERLAB_WORKSPACES_DIR"] = str(
+        tmp_path / "workspaces"
+    )  # JupyterLab opens the tabs of last time as well
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     for _ in range(240):
         assert process.poll() is None, "make lab ended"
@@ -52,7 +55,10 @@ def test_it_opens_the_first_notebook_with_the_profile_and_code_fits(chromium, la
     page.goto(lab)
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
     page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")
-    assert page.locator("#jp-main-dock-panel .lm-TabBar-tabLabel").first.inner_text() == "00_setup_check.ipynb"
+    assert (
+        page.locator("#jp-main-dock-panel .lm-TabBar-tab.lm-mod-current").first.inner_text().strip()
+        == "00_setup_check.ipynb"
+    )
     assert page.locator(".jp-CodeCell", has_text=re.compile('profile = "tiny"')).count() == 1
     page.screenshot(path=pictures / "make-lab.png")
     assert page.locator("text=Would you like to").count() == 0, "a question about news"
