@@ -34,18 +34,20 @@ SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 
-def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
-    """Training loss by step, one line per run, averaged over the last ``smooth`` steps."""
+def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None) -> Axes:
+    """Training loss by step, one line per run, averaged over the last ``smooth`` steps, by default a quarter of all: rows of like
+    length share a batch, so a batch holds either short questions or long conversations."""
     ends: dict[str, list[float]] = {}
     for record in (r for r in records if r.steps):
         losses = [s["loss"] for s in record.steps]
+        smooth = smooth or max(len(losses) // 4, 1)
         line = [sum(losses[max(0, i - smooth + 1) : i + 1]) / min(i + 1, smooth) for i in range(len(losses))]
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
         axes.plot([s["step"] for s in record.steps], line, **style, label=f"{record.method}, seed {record.seed}")
         ends.setdefault(record.method, []).append(line[-1])
-    axes.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
+    axes.set(xlabel="step", ylabel=f"training loss, nats per token\n(mean of {smooth} steps)", yscale="log")
     last = ", ".join(f"{method} {sum(losses) / len(losses):.3g}" for method, losses in ends.items())
-    axes.set_title(f"Training loss at the end (mean of {smooth} steps): {last}")
+    axes.set_title(f"Training loss at the end: {last}")
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True))
