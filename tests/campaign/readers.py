@@ -1,6 +1,7 @@
 """Every JSON file that the project reads beside those of a run: how it is made, and what reads it."""
 
 import contextlib
+import copy
 import json
 import shutil
 import zipfile
@@ -41,16 +42,7 @@ def readers(runs, tiny, folder: Path) -> dict[str, Reader]:
     base, weights = resolve(tiny), load_base(resolve(tiny), "fp32")
 
     def load(where: Path) -> Callable[[], object]:
-        def ask():
-            try:
-                return load_adapter(weights, base, where).base_model.unload()
-            finally:
-                for name in [n for n, m in weights.named_modules() if hasattr(m, "lora_A")]:
-                    weights.set_submodule(name, weights.get_submodule(name).base_layer)
-                if hasattr(weights, "peft_config"):
-                    del weights.peft_config
-
-        return ask
+        return lambda: load_adapter(copy.deepcopy(weights), base, where)  # a fresh one: PEFT changes it in place
 
     def whole_model():
         own = resolve(tiny.change(model=str(model)))
