@@ -41,7 +41,7 @@ def token_heat(tokens: list[str], losses: list[float]) -> HTML:
 
 def passed(guards: list[dict]) -> HTML:
     """One line that says how many checks held, and unfolds into what each of them saw."""
-    table = pandas.DataFrame(guards).to_html(index=False, escape=True, border=0)
+    table = texts(pandas.DataFrame(guards)).to_html()
     return HTML(f"<details><summary><b>{len(guards)} checks passed</b> (unfold to see each)</summary>{table}</details>")
 
 
