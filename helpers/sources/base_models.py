@@ -75,31 +75,18 @@ class Base:
         """The model's sizes.
 
         Raises:
-            ModelError: for a model that is no causal language model.
+            ModelError: for a model that is no causal language model, or whose configuration is damaged.
         """
-        try:
-            return Shape.of(self.config)
-        except ValueError as error:
-            if "Unrecognized configuration class" not in str(error):
-                raise
-            raise ModelError(
-                f"{self.name} is a {self.config.model_type} model, and transformers has no causal language model of that "
-                "kind (AutoModelForCausalLM): choose one that generates text"
-            ) from None
-
-    def require_positions(self, rows: list) -> None:
-        """Refuse encoded rows (:class:`helpers.data.Example`) that are longer than the model has positions.
-
-        Raises:
-            ModelError: says how long the longest is.
-        """
-        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(len(row.input_ids) for row in rows)
-        if positions and longest > positions:
-            raise ModelError(
-                f"the longest row has {longest} tokens, and {self.name} was made for {positions}: set max_length to "
-                f"{positions} or less, so that longer rows are left out"
-            )
+        with reading(self.folder):
+            try:
+                return Shape.of(self.config)
+            except ValueError as error:
+                if "Unrecognized configuration class" not in str(error):
+                    raise
+                raise ModelError(
+                    f"{self.name} is a {self.config.model_type} model, and transformers has no causal language model of that "
+                    "kind (AutoModelForCausalLM): choose one that generates text"
+                ) from None
 
     @cached_property
     def fingerprint(self) -> str:
