@@ -104,9 +104,9 @@ def row(record: RunRecord) -> list[str]:
     total, peak = device.get("total_memory"), record.memory.get("peak")
     speed, torch, runtime = training.get("tokens_per_second"), record.environment.get("torch"), device.get("runtime")
     return [
-        " ".join(filter(None, (device.get("name"), device.get("architecture")))) or "-",
+        " ".join(map(str, filter(None, (device.get("name"), device.get("architecture"))))) or "-",
         f"{total / GB:.0f} GB" if total else "-",
-        ", ".join(filter(None, (f"torch {torch}" if torch else "", runtime))) or "-",
+        ", ".join(map(str, filter(None, (f"torch {torch}" if torch else "", runtime)))) or "-",
         f"`{record.profile}`, {record.method}, seed {record.seed}",
         str(len(record.steps)) if record.steps else "-",
         f"{speed:,.0f}" if speed else "-",

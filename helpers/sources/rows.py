@@ -138,13 +138,15 @@ def _message(turn: dict) -> dict:
         if reasoning := next((name for name in REASONING if not is_blank(turn.get(name))), None):
             message["reasoning_content"] = _text(turn[reasoning], "the reasoning")
             used.add(reasoning)
+    _refuse_unused(
+        turn, used | {*message, "name", "tool_call_id"}, [{"content": str(turn.get(content) or "")}], "turn key"
+    )
     says_nothing = is_blank(message["content"]) and (role in ("system", "tool") or "tool_calls" in message)
     message["content"] = "" if says_nothing else _text(message["content"], f"the {role} content")
     message |= {name: turn[name] for name in ("name", "tool_call_id") if not is_blank(turn.get(name))}
     if (weight := turn.get("weight")) not in (None, 0, 1):
         raise DataError(f"the weight of a turn must be 0 or 1, not {weight!r}", "the weight of a turn")
     message |= {"weight": 0} if weight == 0 and role == "assistant" else {}
-    _refuse_unused(turn, used | message.keys(), [message], "turn key")
     return message
 
 
