@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     remedy = "if this project made the folder, delete it and make or fetch it again"
     hashes = read_json(path, lambda reason: ModelError(f"{reason}; {remedy}"))
     for name, digest in hashes.items():
-        if "/" in name or name in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        if "/" in name or len(name) > 255 or name in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", str(digest)):
             raise ModelError(f"{shown(path)} is damaged: {name[:60]!r} is not a file name with its sha256; {remedy}")
     if unlisted := {f.name for f in folder.glob("*.safetensors")} - hashes.keys():
         raise ModelError(f"{shown(path)} does not list {min(unlisted)}, so nobody vouches for that file")
