@@ -88,6 +88,20 @@ class Base:
                     "kind (AutoModelForCausalLM): choose one that generates text"
                 ) from None
 
+    def require_positions(self, rows: list) -> None:
+        """Refuse encoded rows (:class:`helpers.data.Example`) that are longer than the model has positions.
+
+        Raises:
+            ModelError: says how long the longest is.
+        """
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(row.input_ids) for row in rows)
+        if positions and longest > positions:
+            raise ModelError(
+                f"the longest row has {longest} tokens, and {self.name} was made for {positions}: set max_length to "
+                f"{positions} or less, so that longer rows are left out"
+            )
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over the weight files.
