@@ -134,7 +134,7 @@ def _shown(examples: list[Example], replies: list[str]) -> list[dict]:
     ]
 
 
-def baselines(model, tokenizer, data: Data, settings, questions: int = 60) -> dict:
+def baselines(model, tokenizer, data: Data, settings, questions: int = 30) -> dict:
     """What prompts alone get out of a model, on the first test questions: the scores that training has to beat.
 
     Every prompt says how to answer. One holds nothing else, one also six worked examples of six families, one three of the
@@ -158,7 +158,7 @@ def baselines(model, tokenizer, data: Data, settings, questions: int = 60) -> di
     for name, examples in shown.items():
         prompts = [_instructed([*examples(row), row]) for row in asked]
         with _sdpa(model, settings):  # long prompts, so few at a time; time to think, so twice the tokens
-            replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, min(settings.eval_batch_size, 20))
+            replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, min(settings.eval_batch_size, 30))
         result[name] = {"right": [int(ok) for ok in score(asked, replies)], "prompt": prompts[0].prompt}
     answered = {family: [answer_of(row.reference) for row in rows] for family, rows in known.items()}
     guesses = [answered[row.family].count(answer_of(row.reference)) / len(answered[row.family]) for row in data.test]

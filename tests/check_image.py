@@ -150,21 +150,24 @@ def check_notebooks() -> None:
 
 
 def check_browser(port: int, token: str, picture: Path) -> None:
-    """Run 00 in JupyterLab as a reader does, save it, and read the saved file."""
+    """Run 00 in JupyterLab as a reader does, save it, and read the saved file. Profile tiny needs no download."""
     from playwright.sync_api import sync_playwright
 
+    inside("python3", "-m", "helpers.workshop.lab", "--profile=tiny")
     name = "notebooks/00_setup_check.ipynb"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(400_000)
         page.goto(f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}&reset")
         page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
         page.wait_for_function("document.querySelector('#jp-main-statusbar').innerText.includes('Idle')")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.innerText.trim())"
-        page.wait_for_function(f"{prompts}.some(p => /\\d/.test(p)) && !{prompts}.some(p => p.includes('*'))")
+        page.wait_for_timeout(3000)
+        page.wait_for_function(
+            "![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('*'))"
+        )
         page.keyboard.press("Control+s")
         page.wait_for_function("!document.querySelector('.jp-mod-dirty')")
         page.screenshot(path=picture)

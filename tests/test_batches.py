@@ -24,7 +24,7 @@ def test_order_depends_on_the_seed_and_not_on_the_method(data, tiny):
 
 def test_rows_of_one_batch_are_of_like_length(data, tiny):
     order = training_order(data, tiny)
-    assert Collator(False, 0).tokens(order) < 1.05 * sum(len(r.input_ids) for r in flatten(order))
+    assert Collator(False, 0).tokens(order) < 1.1 * sum(len(r.input_ids) for r in flatten(order))
 
 
 def test_packing_loses_no_row_and_cuts_none(data, tiny):
@@ -38,16 +38,16 @@ def test_packing_loses_no_row_and_cuts_none(data, tiny):
 
 def test_packed_rows_are_counted_as_they_are_trained(tmp_path, tiny, data):
     """Rows are packed whole: each is there once a pass, none is cut, and what is worked through is recorded."""
-    settings = tiny.change(batch_tokens=256, runs_dir=str(tmp_path), max_steps=len(data.train))
+    settings = tiny.change(batch_tokens=512, runs_dir=str(tmp_path), max_steps=len(data.train))
     seen, batches = [], iter(training_order(data, settings))
     while len(seen) < len(data.train):
         batch = next(batches)
-        assert sum(len(row.input_ids) for row in batch) <= 256
+        assert sum(len(row.input_ids) for row in batch) <= 512
         seen += batch
     assert {id(row) for row in seen} == {id(row) for row in data.train} and len(seen) == len(data.train)
     record = train(settings.change(max_steps=4), data).record
     packed = [row for batch in training_order(data, settings)[:4] for row in batch]
     assert record.training["tokens"] == sum(len(row.input_ids) for row in packed)
-    assert record.training["padded_tokens"] == 4 * 256
+    assert record.training["padded_tokens"] == 4 * 512
     with pytest.raises(TrainingError, match="more than batch_tokens = 32: rows are never cut, so raise batch_tokens"):
         train(settings.change(batch_tokens=32), data)

@@ -1,6 +1,5 @@
 """What keeps a reader's machine and secrets safe: one test for each promise, most of them about the files themselves."""
 
-import html
 import json
 import os
 import re
@@ -14,11 +13,12 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from helpers import records
+from helpers import plotting, records
 from helpers.headless import find_notebooks, mask_secrets, parameters_of, secret_name
 from helpers.settings import PROFILES, ROOT, settings_for
 
 import nbformat
+import pandas
 import psutil
 import pytest
 from check_environment import WITH_TORCH, locked
@@ -36,7 +36,8 @@ def product() -> dict[str, str]:
     return {name: text for name, text in texts().items() if not name.startswith("tests/")}
 
 
-PROSE = "helpers/sources/conversations.md"  # training data that talks about such words: people ask about them
+# training data that talks about such words, because people ask about them, and records that quote the replies
+PROSE = ("helpers/sources/conversations.md", "helpers/reference/")
 
 
 def places(pattern: str) -> list[str]:
@@ -210,15 +211,14 @@ def test_hub_revisions_are_pinned():
 
 def test_notebooks_show_model_output_escaped():
     assert places(r"\bescape\s*=\s*False") == []
-    (cell,) = [
-        c.source for c in nbformat.read(ROOT / "notebooks/05_inference.ipynb", 4).cells if "def show(" in c.source
-    ]
-    import pandas
-
-    space: dict = {"pandas": pandas}
-    exec(cell[cell.index("def show(") :], space)
-    shown = space["show"]({"answer": [HOSTILE]}).to_html()
-    assert HOSTILE not in shown and html.escape(HOSTILE) in shown
+    written = pandas.DataFrame({"answer": [HOSTILE]})
+    for shown in (
+        plotting.texts(written).to_html(),
+        plotting.token_strip([HOSTILE], [True]).data,
+        plotting.token_heat([HOSTILE], [0.1]).data,
+        plotting.passed([{"name": HOSTILE, "detail": ""}]).data,
+    ):
+        assert HOSTILE not in shown and "&lt;" in shown
 
 
 # --- packages -----------------------------------------------------------------------------------------------------

@@ -153,7 +153,11 @@ def _own(model, pieces: list[dict], name: str) -> tuple[float, dict[str, torch.T
 
 def _difference(model, plan: Plan, loss: str, batches: Collator, pieces, own) -> tuple[str | None, str]:
     """What the planned path computes otherwise than the model's own, None if nothing, and how close the two are."""
-    planned = replace(plan, decisions=plan.decisions | {"loss": {"value": loss, "why": ""}})
+    tried = {
+        "loss": {"value": loss, "why": ""},
+        "products": {"value": "plain", "why": ""},
+    }  # fp8 has a probe of its own
+    planned = replace(plan, decisions=plan.decisions | tried)
     reason, detail = None, ""
     try:
         if loss == "fast":

@@ -100,6 +100,7 @@ def test_a_whole_training_learns_and_its_record_says_so(method, tmp_path, data, 
         for products in ("plain", "fp8")
     }
     assert runs["fp8"].decisions["products"] == {"value": "fp8", "why": "set by you"}
+    assert runs["fp8"].decisions["loss"]["value"] == runs["plain"].decisions["loss"]["value"] == "fast"
     last = {name: record.training["validation_loss"][-1] for name, record in runs.items()}
     assert last["fp8"] != last["plain"] and last["fp8"] == pytest.approx(last["plain"], rel=0.02)
     assert method == "full" or "frozen weights did not change" in {guard["name"] for guard in runs["fp8"].guards}

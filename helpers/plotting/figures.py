@@ -6,16 +6,11 @@ their dashes, surfaces in their hatching.
 
 from __future__ import annotations
 
-from html import escape
-
 from helpers.comparison import accuracy, accuracy_interval, by_method
 from helpers.memory import GB
 from helpers.records import RunRecord
 
-import pandas
-from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
@@ -39,18 +34,20 @@ SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 
-def loss_curves(records: list[RunRecord], axes: Axes, smooth: int = 10) -> Axes:
-    """Training loss by step, one line per run, averaged over the last ``smooth`` steps."""
+def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None) -> Axes:
+    """Training loss by step, one line per run, averaged over the last ``smooth`` steps, by default a quarter of all: rows of like
+    length share a batch, so a batch holds either short questions or long conversations."""
     ends: dict[str, list[float]] = {}
     for record in (r for r in records if r.steps):
         losses = [s["loss"] for s in record.steps]
+        smooth = smooth or max(len(losses) // 4, 1)
         line = [sum(losses[max(0, i - smooth + 1) : i + 1]) / min(i + 1, smooth) for i in range(len(losses))]
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
         axes.plot([s["step"] for s in record.steps], line, **style, label=f"{record.method}, seed {record.seed}")
         ends.setdefault(record.method, []).append(line[-1])
-    axes.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
+    axes.set(xlabel="step", ylabel=f"training loss, nats per token\n(mean of {smooth} steps)", yscale="log")
     last = ", ".join(f"{method} {sum(losses) / len(losses):.3g}" for method, losses in ends.items())
-    axes.set_title(f"Training loss at the end (mean of {smooth} steps): {last}")
+    axes.set_title(f"Training loss at the end: {last}")
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True))
@@ -210,49 +207,6 @@ def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
     axes.set_title(f"LoRA trains {rank * (inputs + outputs):,} numbers beside {inputs * outputs:,} frozen ones")
     axes.axis("off")
     return axes
-
-
-def _pieces(tokens: list[str], styles: list[str]) -> str:
-    """Tokens one after the other as HTML, each in its style, with spaces and line breaks made visible; all escaped."""
-    spans = []
-    for token, style in zip(tokens, styles, strict=True):
-        shown = escape(token).replace("\n", "⏎").replace(" ", "·") or "∅"
-        spans.append(f'<span style="{style};padding:1px 2px;margin:1px;border-radius:3px">{shown}</span>')
-        if "\n" in token:
-            spans.append("<br>")
-    return f'<div style="font-family:monospace;line-height:1.9;max-width:88ch">{"".join(spans)}</div>'
-
-
-PADDED, MASKED, SUPERVISED = "#FFFFFF", "#d9d9d9", "#0072B2"  # of padding, and of tokens that are read or learned
-TOKENS = ListedColormap([PADDED, MASKED, SUPERVISED])
-
-
-def token_strip(tokens: list[str], supervised: list[bool]) -> HTML:
-    """The tokens of a row: supervised ones on a dark ground and underlined, masked ones plain."""
-    learned = f"background:{SUPERVISED};color:white;text-decoration:underline"
-    return HTML(_pieces(tokens, [learned if each else f"background:{MASKED}88" for each in supervised]))
-
-
-def token_heat(tokens: list[str], losses: list[float]) -> HTML:
-    """The tokens of an answer, the darker the higher their loss in nats; above 0.5 the loss is written behind them."""
-    top, styles, texts = max(max(losses), 1e-9), [], []
-    for token, loss in zip(tokens, losses, strict=True):
-        styles.append(f"background:rgba(213,94,0,{0.05 + 0.9 * min(loss / top, 1) ** 0.5:.2f})")
-        texts.append(f"{token}[{loss:.1f}]" if loss >= 0.5 else token)
-    return HTML(_pieces(texts, styles))
-
-
-def passed(guards: list[dict]) -> HTML:
-    """One line that says how many checks held, and unfolds into what each of them saw."""
-    table = pandas.DataFrame(guards).to_html(index=False, escape=True, border=0)
-    return HTML(f"<details><summary><b>{len(guards)} checks passed</b> (unfold to see each)</summary>{table}</details>")
-
-
-def texts(frame: pandas.DataFrame, longest: int = 400):
-    """A table of what people and models wrote: escaped, wrapped between words, aligned to the top left."""
-    cut = frame.map(lambda text: text if not isinstance(text, str) or len(text) <= longest else f"{text[:longest]} …")
-    style = {"vertical-align": "top", "text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "break-word"}
-    return cut.style.hide(axis="index").format(escape="html").set_properties(**style)
 
 
 def sweep(runs: list[dict], axes: Axes) -> Axes:
