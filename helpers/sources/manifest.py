@@ -31,8 +31,9 @@ def reading(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # a damaged configuration can make a library raise anything
-        if isinstance(error, ModelError) or is_out_of_memory(error):
+    except BaseException as error:  # a damaged configuration can make a library raise anything
+        panicked = type(error).__name__ == "PanicException"  # of a library in Rust, which is no Exception
+        if not (isinstance(error, Exception) or panicked) or isinstance(error, ModelError) or is_out_of_memory(error):
             raise
         raise ModelError(
             f"{shown(folder)} could not be read as a model ({' '.join(str(error).split())[:200]}): a file is damaged, "
