@@ -45,7 +45,7 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None)
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
         axes.plot([s["step"] for s in record.steps], line, **style, label=f"{record.method}, seed {record.seed}")
         ends.setdefault(record.method, []).append(line[-1])
-    axes.set(xlabel="step", ylabel=f"training loss, nats per token\n(mean of {smooth} steps)", yscale="log")
+    axes.set(xlabel="step", ylabel=f"training loss, nats per token (mean of {smooth} steps)", yscale="log")
     last = ", ".join(f"{method} {sum(losses) / len(losses):.3g}" for method, losses in ends.items())
     axes.set_title(f"Training loss at the end: {last}")
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
