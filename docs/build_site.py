@@ -7,7 +7,6 @@ page of results. After the build, every link is followed inside the site, and ch
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -20,6 +19,7 @@ from helpers.comparison import NotComparable, conclusions, table
 from helpers.headless import align, find_notebooks
 from helpers.records import load_reference, load_series
 from helpers.settings import ROOT, shown
+from helpers.storage import read_json
 
 import nbformat
 
@@ -78,7 +78,7 @@ def gather(executed: Path, source: Path, profile: str) -> list[str]:
 
 def results(executed: Path, profile: str) -> str:
     """The page of results: the run that this site shows, and the reference records that come with the repository."""
-    status = json.loads((executed / "status.json").read_text(encoding="utf-8"))["notebooks"]
+    status = read_json(executed / "status.json", SystemExit, {"notebooks": dict})["notebooks"]
     page = [
         "# Results",
         f"## The run on these pages\n\nProfile `{profile}`.\n",

@@ -19,6 +19,7 @@ from helpers.headless import find_notebooks
 from helpers.memory import GB
 from helpers.records import REFERENCE, load_reference, load_table, now
 from helpers.settings import PROFILES, ROOT
+from helpers.storage import read_json
 
 import nbformat
 
@@ -226,7 +227,7 @@ def keep(folder: Path, name: str) -> Path:
     from helpers.device import describe
 
     rows = []
-    for notebook, entry in json.loads((folder / "status.json").read_text(encoding="utf-8"))["notebooks"].items():
+    for notebook, entry in read_json(folder / "status.json", SystemExit, {"notebooks": dict})["notebooks"].items():
         if entry["status"] == "ok":
             rows.append({"notebook": notebook, "seconds": entry["seconds"], "resident": entry.get("peak")})
     target = REFERENCE / f"series-{name}.json"

@@ -86,7 +86,9 @@ def _replay(model, input_ids, attention_mask, max_new_tokens, pad_token_id, eos_
         if max_new_tokens > 1:
             advance()  # once without a graph, so that nothing is set up while it is captured
         replay = _captured(advance)
-    except (RuntimeError, TypeError):  # a step that waits for the GPU, or a forward pass of another form
+    except (
+        Exception
+    ):  # a step that waits for the GPU, or a forward pass of another form: generate decides what is wrong
         return None
     for made in range(2, max_new_tokens):
         if made % ASK_EVERY == 0 and ended.all():

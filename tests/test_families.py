@@ -6,8 +6,9 @@ Each head is enlarged, so that a scale, a cap or a bias that the loss leaves out
 import shutil
 from dataclasses import replace
 
+from helpers import inference
 from helpers.evaluation import evaluate, held_out_loss
-from helpers.inference import logits
+from helpers.inference import generate, logits
 from helpers.models import load_base, load_saved, load_tokenizer, load_trained
 from helpers.settings import IGNORED, SettingsError, settings_for
 from helpers.sources import ModelError, resolve
@@ -19,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+NOT_CAPTURED = {"mistral-window", "gemma2", "gemma3", "gpt-oss-sinks", "qwen3-experts"}  # answered by generate
 OWN_LOSS = {  # families whose loss is not that of hidden states times a matrix, and what the record says of it
     "gemma2": "does more than multiply",
     "granite": "does more than multiply",
@@ -124,3 +126,24 @@ def test_a_type_that_is_not_supported_is_refused_in_one_sentence(kind, error, re
         folder = build(resolve(tiny).folder, tmp_path / kind, kind, {})
     with pytest.raises(error, match=reason):
         train(tiny.change(model=str(folder), runs_dir=str(tmp_path), precision="fp32", max_steps=1), data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_captured_step_gives_the_tokens_of_generate_or_is_left_to_it(family, made, data, monkeypatch):
+    base = resolve(made(family))
+    model, tokenizer = load_base(base, "fp32", "sdpa" if base.shape.sdpa else "eager"), load_tokenizer(base)
+    replayed = []
+
+    def on_a_gpu(**inputs):
+        monkeypatch.setattr(model, "generate", plain)
+        replayed.append(inference._replay(model, **inputs))
+        return plain(**inputs) if replayed[0] is None else replayed[0]
+
+    plain, prompts = model.generate, [example.prompt for example in data.test[:4]]
+    monkeypatch.setattr(
+        inference, "_captured", lambda step: step
+    )  # a CPU has no graphs: the step itself runs each time
+    expected = generate(model, tokenizer, prompts, 20)
+    monkeypatch.setattr(model, "generate", on_a_gpu)
+    assert generate(model, tokenizer, prompts, 20) == expected and len(replayed) == 1
+    assert (replayed[0] is None) == (family in NOT_CAPTURED)

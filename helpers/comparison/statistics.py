@@ -6,17 +6,8 @@ import math
 import random
 from statistics import mean, stdev
 
-T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # Student's t, 95 %, for 1 to 9 degrees of freedom
+# Student's t, 95 %, for 1 to 9 degrees of freedom
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def wilson(right: float, total: float, z: float = 1.959964) -> tuple[float, float]:

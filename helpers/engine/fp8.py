@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from helpers.engine.updates import decoder_blocks
+
 import torch
 from torch import nn
 
@@ -109,9 +111,13 @@ def probe(device: str) -> str | None:
 
 @contextlib.contextmanager
 def products_in_fp8(model: nn.Module) -> Iterator[None]:
-    """Every linear layer of the decoder blocks in fp8 while the block runs; frozen weights are bit for bit as before afterwards."""
-    blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    layers = [(p, name, m) for p in blocks.modules() for name, m in p.named_children() if type(m) is nn.Linear]
+    """Every linear layer of the decoder blocks in fp8 while the block runs; frozen weights are bit for bit as before afterwards.
+
+    The product takes multiples of 16 features; other layers, among them adapters of small rank, keep bf16.
+    """
+    parents = [module for block in decoder_blocks(model) for module in block.modules()]
+    layers = [(p, name, m) for p in parents for name, m in p.named_children() if type(m) is nn.Linear]
+    layers = [place for place in layers if not (place[2].in_features % 16 or place[2].out_features % 16)]
     adapted = not all(weight.requires_grad for _, _, layer in layers for weight in layer.parameters())
     devices = {layer: layer.weight.device for _, _, layer in layers}
     for parent, name, layer in layers:

@@ -79,6 +79,15 @@ def test_trained_weights_stay_bf16_and_get_near_gradients():
     assert loss_and_gradients(model)[0] == loss
 
 
+def test_layers_that_the_product_cannot_take_keep_bf16(model):
+    block = model.get_base_model().model.layers[0]
+    block.mlp.down_proj = torch.nn.Linear(40, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    block.mlp.up_proj = torch.nn.Linear(64, 40, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    with fp8.products_in_fp8(model):
+        assert type(block.mlp.down_proj) is type(block.mlp.up_proj) is torch.nn.Linear
+        assert sum(isinstance(module, fp8.Fp8Linear) for module in model.modules()) == 2 * 7 - 2
+
+
 def test_an_error_inside_restores_the_model_too(model):
     with pytest.raises(RuntimeError), fp8.products_in_fp8(model):
         raise RuntimeError("in the middle")
