@@ -93,7 +93,8 @@ def notebooks(page: Path) -> str:
         link = os.path.relpath(path, page.parent)
         rows.append(f"[{path.stem[:2]} {title}]({link})|{WHAT[path.stem[:2]]}|{minutes}")
     total = sum(row["seconds"] for row in times.values()) / 60
-    return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} in total ({where('small-cpu')})."
+    missing = "; a dash: not measured since the notebook changed" * (len(times) < len(rows) - 1)
+    return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} in total ({where('small-cpu')}{missing})."
 
 
 def series_small(page: Path) -> str:
