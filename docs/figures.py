@@ -37,6 +37,7 @@ WHAT = {
     "09": "speed up training one change at a time",
     "10": "find what went wrong in ten runs",
     "11": "continue after fine-tuning with GRPO and DPO",
+    "12": "read a sweep of rates and ranks, and published numbers",
 }
 METHODS = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}
 # rows of speed-7b.json, and what the page calls them

@@ -80,12 +80,12 @@ def _verdict(records) -> str:
 
 def test_conclusions_follow_the_numbers_over_three_seeds(runs):
     low, high = [[1] * n + [0] * (20 - n) for n in (5, 6, 4)], [[1] * n + [0] * (20 - n) for n in (18, 17, 18)]
-    assert "full is better" in _verdict(_seeds(runs, low, high))
-    assert "lora is better" in _verdict(_seeds(runs, high, low))
-    assert "no difference shown" in _verdict(_seeds(runs, low, low))
+    assert "full fine-tuning is better" in _verdict(_seeds(runs, low, high))
+    assert "LoRA is better" in _verdict(_seeds(runs, high, low))
+    assert "cannot be decided" in _verdict(_seeds(runs, low, low))
     full = runs.full.record
     whole = replace(full, training=full.training | {"trainable": 1600 * runs.lora.record.training["trainable"]})
-    assert "Parameters trained: full takes 1,600 times what lora takes." in conclusions([runs.lora.record, whole])
+    assert "Parameters: full fine-tuning trains 1,600 times as much as LoRA." in conclusions([runs.lora.record, whole])
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -98,8 +98,8 @@ def test_seeds_that_turn_the_verdict_round_show_no_difference(runs):
     much, little = [1] * 18 + [0] * 2, [1] * 4 + [0] * 16
     records = _seeds(runs, [much, little, much], [little, much, little])
     found = comparison.verdicts(records)
-    assert list(found["this seed says"]) == ["lora is better", "full is better", "lora is better"]
-    assert (found["p"] < 0.001).all() and "no difference shown" in _verdict(records)
+    assert list(found["this seed says"]) == ["LoRA is better", "full fine-tuning is better", "LoRA is better"]
+    assert (found["p"] < 0.001).all() and "cannot be decided" in _verdict(records)
 
 
 def test_an_interval_over_seeds_is_students(runs):
@@ -147,7 +147,29 @@ def test_families_and_baselines_count_what_the_records_hold(runs):
         "lora",
         "full",
     ]
-    assert (ways["low"] <= ways["right"] / ways["questions"]).all() and comparison.baselines(records[1:]).empty
+    sampled = ways.drop("random guess")  # whose score is computed
+    assert (sampled["low"] <= sampled["right"] / sampled["questions"]).all() and comparison.baselines(records[1:]).empty
+    assert ways.loc["random guess", ["low", "high"]].isna().all()
+
+
+def test_a_difference_of_methods_is_taken_item_by_item(runs):
+    """Items that vary much, and methods that differ little but always alike: the interval of the difference is narrow."""
+
+    def lossy(record, extra, seed=0):
+        items = [[loss, 1] for loss in range(1, 41)]
+        return replace(record, seed=seed, evaluation=record.evaluation | {
+            "general": {"loss": 0, "losses": [[loss + extra, n] for loss, n in items]}})  # fmt: skip
+
+    lora, full = runs.lora.record, runs.full.record
+    found = comparison.differences([lossy(lora, 0.1), lossy(full, 0)]).set_index("part").loc["general"]
+    assert found[["difference", "low", "high"]].to_list() == pytest.approx([0.1, 0.1, 0.1])
+    assert found["says"] == "full fine-tuning is better" and found["seeds"] == 1
+    turned = [lossy(lora, 0.1), lossy(full, 0), lossy(lora, 0, 1), lossy(full, 0.1, 1)]
+    found = comparison.differences(turned).set_index("part").loc["general"]
+    assert found["low"] < 0 < found["high"] and found["says"] == "cannot be decided" and found["seeds"] == 2
+    assert comparison.differences([lora]).empty
+    right = comparison.differences(_seeds(runs, [[1] * 20], [[0] * 10 + [1] * 10])).set_index("part").loc["exact_match"]
+    assert right["difference"] == 50 and right["says"] == "LoRA is better"
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):

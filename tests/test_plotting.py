@@ -37,3 +37,14 @@ def test_the_points_of_the_growth_figure_fill_it_and_none_is_cut_off():
     best = max(max(line.get_ydata()) for axes in panels for line in axes.lines)
     assert 0.8 < best / panels[0].get_ylim()[1] < 0.95
     plt.close(figure)
+
+
+def test_a_sweep_marks_what_diverged_and_says_how_far_seeds_lie_apart(axes):
+    runs = load_table("sweep-small")["runs"]
+    lora = [r for r in runs if r["method"] == "lora"]
+    diverged = sum(r["diverged"] for r in lora)
+    plotting.sweep(lora, axes)
+    crosses = next(line for line in axes.lines if line.get_marker() == "x")
+    assert diverged and len(crosses.get_xdata()) == diverged and f"diverged: {diverged} of" in crosses.get_label()
+    assert {line.get_color() for line in axes.lines} == {plotting.COLOURS["lora"], "black"}
+    assert "seeds of one setting differ by up to" in axes.get_title()

@@ -10,6 +10,14 @@ from helpers.records import RunRecord
 
 import pandas
 
+NAMES = {
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+    "qlora": "QLoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+}  # in sentences
+
 
 def _share(right: float, questions: int, **named) -> dict:
     low, high = wilson(right, questions)
@@ -32,7 +40,7 @@ def by_family(records: list[RunRecord]) -> pandas.DataFrame:
 def baselines(records: list[RunRecord]) -> pandas.DataFrame:
     """What a random guess, prompts alone and training get right, on the same first test questions, with 95 % intervals.
 
-    Empty where no record of the base holds the prompts.
+    The score of the guess is computed, not sampled, so it has no interval. Empty where no record of the base holds the prompts.
     """
     groups = by_method(records)
     base = next((r.evaluation for r in groups.pop("base", []) if r.evaluation.get("baselines")), None)
@@ -46,7 +54,9 @@ def baselines(records: list[RunRecord]) -> pandas.DataFrame:
     }
     right |= {f"base, {name}": sum(found) for name, found in prompts.items()}
     right |= {m: mean(sum(r.evaluation["exact_match"][:asked]) for r in runs) for m, runs in groups.items()}
-    return pandas.DataFrame([_share(number, asked, way=way) for way, number in right.items()])
+    found = pandas.DataFrame([_share(number, asked, way=way) for way, number in right.items()])
+    found.loc[found["way"] == "random guess", ["low", "high"]] = float("nan")
+    return found
 
 
 def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
@@ -72,7 +82,7 @@ def verdicts(
         if (first, seed) in scored and (second, seed) in scored:
             a, b = scored[first, seed], scored[second, seed]
             p, ahead = paired(a, b)["p"], first if sum(a) > sum(b) else second
-            says = f"{ahead} is better" if p < 0.05 else "no difference shown"
+            says = f"{NAMES.get(ahead, ahead)} is better" if p < 0.05 else "cannot be decided"
             rows.append(
                 {"seed": seed, first: sum(a), second: sum(b), "questions": len(a), "p": p, "this seed says": says}
             )
@@ -123,53 +133,98 @@ def gain_and_forgetting(
     return pandas.DataFrame(rows)
 
 
+PARTS = {  # what is measured: its name, a unit, and what a point of it is in that unit
+    "exact_match": ("right answers", "points", 100),
+    "harder": ("right answers, larger numbers", "points", 100),
+    "loss": ("loss of test questions", "nats per token", 1),
+    "prose": ("loss of new conversations", "nats per token", 1),
+    "general": ("loss of a general text", "nats per token", 1),
+    "unrelated": ("loss of unrelated questions", "nats per token", 1),
+}
+
+
+def differences(records: list[RunRecord], first: str = "lora", second: str = "full") -> pandas.DataFrame:
+    """For each part, how far the first method is from the second on the same items, seed by seed, with a 95 % interval.
+
+    The interval is the wider of two: a bootstrap over items and seeds, and, from two seeds on, Student's over the seeds. With
+    one seed it leaves out the luck of a run.
+
+    Returns:
+        One row per part that both methods hold: ``part``, ``difference``, ``low``, ``high``, ``unit``, ``seeds``, and ``says``.
+    """
+    runs = {(r.method, r.seed): r for r in records}
+    seeds = sorted(s for method, s in runs if method == first and (second, s) in runs)
+    rows = []
+    for part, (name, unit, scale) in PARTS.items():
+        pairs = [[_items(runs[method, seed], part) for method in (first, second)] for seed in seeds]
+        if not pairs or not all(a and b for a, b in pairs):
+            continue
+        apart = [[(x - y, n) for (x, n), (y, _) in zip(a, b, strict=True)] for a, b in pairs]
+        average, low, high = (scale * end for end in bootstrap([(0, n) for _, n in apart[0]], apart))
+        if len(seeds) > 1:
+            by_seed = [scale * sum(x for x, _ in each) / sum(n for _, n in each) for each in apart]
+            low, high = min(low, over_seeds(by_seed)[1]), max(high, over_seeds(by_seed)[2])
+        ahead = NAMES.get(first, first) if (average > 0) == (unit == "points") else NAMES.get(second, second)
+        says = "cannot be decided" if low <= 0 <= high else f"{ahead} is better"
+        found = {"difference": average, "low": low, "high": high, "unit": unit, "seeds": len(seeds), "says": says}
+        rows.append({"part": part, "what": name} | found)
+    return pandas.DataFrame(rows)
+
+
 def conclusions(records: list[RunRecord], first: str = "lora", second: str = "full") -> list[str]:
-    """Sentences on two methods, computed from their records; "no difference shown" where an interval over seeds shows none."""
+    """Sentences on two methods, computed from their records; "cannot be decided" where an interval holds zero."""
     groups = by_method(records)
     if first not in groups or second not in groups:
         raise NotComparable(f"both {first} and {second} are needed, there are {', '.join(groups) or 'no records'}")
     a, b = groups[first], groups[second]
-    said = []
+    found = _costs(a, b, NAMES.get(first, first), NAMES.get(second, second))
+    for what, part in (("Accuracy", "exact_match"), ("Accuracy, larger numbers", "harder")):
+        if accuracy(a, part) and accuracy(b, part) and {r.seed for r in a} & {r.seed for r in b}:
+            found.append(_verdict(what, verdicts(records, first, second, part), first, second))
+    for _, row in differences(records, first, second).iterrows():
+        if row["part"] in ("general", "unrelated"):
+            apart = f"{row['difference']:+.3f}, 95 % {row['low']:+.3f} to {row['high']:+.3f}"
+            found.append(f"Forgetting, {row['what']}: {NAMES[first]} minus {NAMES[second]} is {apart}: {row['says']}.")
+    if "base" in groups and (before := accuracy(groups["base"])):
+        found.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
+    return found
+
+
+def _costs(a: list[RunRecord], b: list[RunRecord], first: str, second: str) -> list[str]:
+    """Sentences on what two methods train, hold in memory and save, and on their speed."""
 
     def average(runs: list[RunRecord], get) -> float:
         return mean(get(r) for r in runs)
 
-    for what, get in (
-        ("parameters trained", lambda r: r.training["trainable"]),
-        ("peak memory", lambda r: r.memory["peak"]),
-        ("bytes saved", lambda r: sum(r.files.values())),
+    found = []
+    for what, verb, get in (
+        ("Parameters", "trains", lambda r: r.training["trainable"]),
+        ("Peak memory", "needs", lambda r: r.memory["peak"]),
+        ("Disk", "saves", lambda r: sum(r.files.values())),
     ):
         x, y = average(a, get), average(b, get)
         more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
-        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
-        said.append(f"{what.capitalize()}: {more} takes {times} times what {less} takes.")
+        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+        found.append(f"{what}: {more} {verb} {times} times as much as {less}.")
     timed = [[r for r in runs if r.training["tokens_per_second"]] for runs in (a, b)]
     if all(timed):
         x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in timed)
         faster, ratio = (first, x / y) if x >= y else (second, y / x)
-        said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
-    for what, part in (("Accuracy", "exact_match"), ("Accuracy, larger numbers", "harder")):
-        if accuracy(a, part) and accuracy(b, part) and {r.seed for r in a} & {r.seed for r in b}:
-            said.append(_verdict(what, verdicts(records, first, second, part), first, second))
-    if "base" in groups and (before := accuracy(groups["base"])):
-        said.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
-    return said
+        found.append(f"Speed: {faster} trains {ratio:.1f} times as many tokens per second.")
+    return found
 
 
 def _verdict(what: str, seeds: pandas.DataFrame, first: str, second: str) -> str:
     """One sentence on two methods: over three seeds or more an interval decides, else the runs are only described."""
     x, y = (100 * (seeds[name] / seeds["questions"]).mean() for name in (first, second))
-    counts = f"{what}: {first} answers {x:.0f} % exactly, {second} {y:.0f} %"
+    one, two = NAMES.get(first, first), NAMES.get(second, second)
+    counts = f"{what}: {one} answers {x:.0f} % of {seeds['questions'][0]} questions, {two} {y:.0f} %"
     if len(seeds) < 3:
         return (
-            f"{counts}, with {len(seeds)} seed{'s' * (len(seeds) > 1)}. This describes these runs: another seed can turn the "
-            "order round, so three seeds or more are needed for a claim about the methods."
+            f"{counts}, with {len(seeds)} seed{'s' * (len(seeds) > 1)}. This describes these runs: another seed can reverse the "
+            "order, so a claim about the methods needs three seeds or more."
         )
     differences = 100 * (seeds[first] - seeds[second]) / seeds["questions"]
     average, low, high = over_seeds(list(differences))
-    ahead = (
-        "no difference shown"
-        if low <= 0 <= high
-        else f"{first if average > 0 else second} is better on these questions"
-    )
+    ahead = "cannot be decided" if low <= 0 <= high else f"{one if average > 0 else two} is better on these questions"
     return f"{counts}; {ahead}: the difference over {len(seeds)} seeds is {average:+.1f} points, 95 % {low:+.1f} to {high:+.1f}."

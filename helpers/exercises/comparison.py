@@ -1,6 +1,8 @@
-"""Checks for the exercises of 04_compare: intervals, paired tests, fair comparisons. Without torch, like that notebook."""
+"""Checks for the exercises of 04_compare and 12_rank_and_rate: intervals, paired tests, seeds. Without torch, like these."""
 
-from helpers.comparison import NotComparable, comparability, paired, wilson
+from statistics import stdev
+
+from helpers.comparison import NotComparable, comparability, over_seeds, paired, wilson
 from helpers.exercises import NotYet, check, need
 from helpers.records import RunRecord
 
@@ -28,6 +30,24 @@ def wins_needed(wins: int, *, losses: int, level: float = 0.05) -> str:
     need(p < level, f"{score}: luck would do that too often. {half if p / 2 < level else ''}")
     need(fewer >= level, f"{score}, but {wins - 1} to {losses} is enough, too (p = {fewer:.3f}).")
     return f"{score}; with one fewer it is {fewer:.3f}."
+
+
+@check
+def seeds_needed(n: int, *, differences: list[float], half_width: float) -> str:
+    """The fewest seeds whose mean difference has an interval this narrow, if they vary as the given ones do."""
+    spread = stdev(differences)
+
+    def half(seeds: int) -> float:
+        """Half the interval of so many seeds with this standard deviation: that of 0 and +-1 sets the scale."""
+        need(seeds >= 2, "one seed says nothing about how much seeds vary.")
+        values = [(-1) ** i * 1.0 for i in range(seeds - seeds % 2)] + [0.0] * (seeds % 2)
+        average, low, _ = over_seeds(values)
+        return (average - low) * spread / stdev(values)
+
+    width = f"{n} seeds give {half(n):.1f} points to either side"
+    need(half(n) <= half_width, f"{width}: too wide. Student's t falls with n, and so does 1 / sqrt(n).")
+    need(n == 2 or half(n - 1) > half_width, f"{width}: fewer would do.")
+    return f"{width}. To see less than that, make the runs vary less: more training rows, a lower rate, more questions."
 
 
 @check

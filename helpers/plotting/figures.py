@@ -135,10 +135,10 @@ def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> A
         for run in runs if len(runs) > 1 else []:
             one = run.evaluation[part]
             axes.plot(100 * sum(one) / len(one), row + 0.22, "o", color="white", markeredgecolor="black", markersize=5)
-        axes.text(101, row, f"{right}/{total}", va="center")
+        axes.text(101, row, f"{right}/{total}", va="center", clip_on=False)
     axes.set_yticks(range(len(shown)), [method for method, _ in shown])
     right = ", ".join(f"{method} {right / total:.0%}" for method, (right, total) in totals.items())
-    axes.set(xlim=(0, 130), xlabel="right answers, % (line: 95 % interval)", title=f"Right answers: {right}")
+    axes.set(xlim=(0, 100), xlabel="right answers, % (line: 95 % interval)", title=f"Right answers: {right}")
     axes.invert_yaxis()
     return axes
 
@@ -167,17 +167,20 @@ def against_peak(values: dict[str, float], peaks: dict[str, float | None], axes:
 
 def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
     """Share of an update's squared norm that its best rank-r product holds, one line per layer of this type."""
-    half = 0  # the largest rank that half of an update needs
+    half: dict[str, int] = {}  # the largest rank that half of an update needs, by method
     for record in records:
         found = [u for u in record.update if u["layer"].endswith(f".{kind}")]
         for update, marker in zip(found, "os^Dv", strict=False):
-            half = max(half, next(r for r, e in zip(update["ranks"], update["energy"], strict=True) if e >= 0.5))
+            enough = next(r for r, e in zip(update["ranks"], update["energy"], strict=True) if e >= 0.5)
+            half[record.method] = max(half.get(record.method, 0), enough)
             style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method], "marker": marker}
             label = f"{record.method}, layer {update['layer'].split('.')[0]}"
             axes.plot(update["ranks"], [100 * e for e in update["energy"]], markersize=4, label=label, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="rank", ylabel="share of the update, %", title=f"{kind}: rank {half} holds half", ylim=(0, 105))
+    found = ", ".join(f"{method} rank {rank}" for method, rank in half.items())
+    axes.set(xlabel="rank", ylabel="share of the update, %", ylim=(0, 105))
+    axes.set_title(f"{kind}: half is in\n{found}", fontsize=10)
     axes.grid(alpha=0.3)
     return axes
 
@@ -212,29 +215,30 @@ def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
 def sweep(runs: list[dict], axes: Axes) -> Axes:
     """Right validation answers against the learning rate: the mean over seeds as a line for each method and rank, with a dot
     per seed and a cross where a run diverged. ``runs`` are rows of ``load_table("sweep-small")``."""
-    lines: dict[tuple, dict[float, list]] = {}
+    lines: dict[tuple, dict[float, list[float]]] = {}
     for run in (r for r in runs if r["stopped"] is None):
-        key = run["method"], run["rank"] or 0, run["targets"] or ""
-        lines.setdefault(key, {}).setdefault(run["learning_rate"], []).append(
-            (100 * run["right"] / run["questions"], run)
-        )
+        key = run["method"], "," in (run["targets"] or ""), run["rank"] or 0
+        share = 100 * run["right"] / run["questions"]
+        lines.setdefault(key, {}).setdefault(run["learning_rate"], []).append(share)
     best = {}
-    for number, ((method, rank, targets), rates) in enumerate(sorted(lines.items())):
-        label = method + f", rank {rank}" * bool(rank) + ", attention alone" * ("," in targets)
-        means = {rate: sum(share for share, _ in rates[rate]) / len(rates[rate]) for rate in sorted(rates)}
-        look = {
-            "color": COLOURS[method] if len({m for m, *_ in lines}) > 1 else f"C{number}",
-            "marker": "os^Dv"[number % 5],
-        }
-        axes.plot(list(means), list(means.values()), linestyle=("-", "--", "-.", ":")[number % 4], label=label, **look)
-        for rate, share, run in ((rate, *each) for rate, found in rates.items() for each in found):
-            axes.plot(rate, share, "x" if run["diverged"] else ".", color=look["color"], alpha=0.8)
+    for number, ((method, attention, rank), rates) in enumerate(sorted(lines.items())):
+        alike = [key for key in sorted(lines) if key[0] == method]  # one color a method, the paler the lower the rank
+        strength = (alike.index((method, attention, rank)) + 1) / len(alike)
+        label = method + f", rank {rank}" * bool(rank) + ", attention alone" * attention
+        means = {rate: sum(rates[rate]) / len(rates[rate]) for rate in sorted(rates)}
+        style = {"color": COLOURS[method], "alpha": 0.25 + 0.75 * strength, "marker": "os^Dv"[number % 5]}
+        axes.plot(list(means), list(means.values()), linestyle=("-", "--", "-.", ":")[number % 4], label=label, **style)
+        for rate, found in rates.items():
+            axes.plot([rate] * len(found), found, ".", color=COLOURS[method], alpha=style["alpha"])
         best[label] = max(means, key=means.get), max(means.values())
-    axes.set(xscale="log", xlabel="learning rate", ylabel="right validation answers, %", ylim=(-3, 100))
+    if crosses := [(r["learning_rate"], 100 * r["right"] / r["questions"]) for r in runs if r["diverged"]]:
+        label = f"diverged: {len(crosses)} of {len(runs)} runs"
+        axes.plot(*zip(*crosses, strict=True), "x", color="black", markersize=10, linestyle="", label=label)
+    apart = max(max(found) - min(found) for rates in lines.values() for found in rates.values())
     top = sorted(best.items(), key=lambda item: -item[1][1])[:2]
     finding = "; ".join(f"{name} at {rate:g}: {share:.0f} %" for name, (rate, share) in top)
-    lost = sum(run["diverged"] for run in runs)
-    axes.set_title(f"Most right: {finding}\n{lost} of {len(runs)} runs diverged (x)", fontsize=10)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="right validation answers, %", ylim=(-5, 100))
+    axes.set_title(f"Highest: {finding}\nseeds of one setting differ by up to {apart:.0f} points", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     return axes

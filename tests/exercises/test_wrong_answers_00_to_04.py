@@ -123,6 +123,12 @@ def test_04_wrong_answers_are_told_why(runs):
     assert "one-sided" in comparison.wins_needed(5, losses=0).message
     assert "too often" in comparison.wins_needed(4, losses=0).message
     assert "6 to 0 is enough" in comparison.wins_needed(7, losses=0).message
+
+    given = {"differences": [25, -35, 7.5], "half_width": 25}
+    verdicts = [comparison.seeds_needed(n, **given) for n in range(1, 12)]
+    assert [v.state for v in verdicts].count("right") == 1 and verdicts[8].state == "right"
+    assert "one seed" in verdicts[0].message and "76.7 points" in verdicts[2].message
+    assert "too wide" in verdicts[5].message and "fewer would do" in verdicts[10].message
     found = records.load_series(runs.folder / "tiny")
     last = found[-1]
     rows = replace(last, seed=9, evaluation=last.evaluation | {"fingerprint": "0"})
