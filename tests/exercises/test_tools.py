@@ -1,12 +1,9 @@
-"""Rows that call a tool and rows that think: what is supervised, and which answers a function may give to a call."""
+"""Rows that call a tool and rows that think: what is supervised."""
 
 import json
 
 from helpers.data import Example, encode
 from helpers.exercises import data as rows
-from helpers.exercises import inference
-
-import pytest
 
 
 def test_calls_thoughts_and_answers_are_learned_and_results_are_not(tokenizer):
@@ -23,23 +20,3 @@ def test_a_row_that_calls_holds_json_and_its_result_once(tokenizer):
     assert call == {"name": "multiply", "arguments": {"a": 12, "b": 34}} and "408" in row[2]["content"]
     labels = encode(Example(row), tokenizer).labels
     assert labels.count(tokenizer.eos_token_id) == 2, "the call and the answer each end"
-
-
-@pytest.mark.parametrize(
-    ("respond", "words"),
-    [
-        (lambda text: "36", "should give '<tool_response>36</tool_response>', not '36'"),
-        (lambda text: "<tool_response>36</tool_response>", "for 'It is 36.' it should give None"),
-        (
-            lambda text: "<tool_response>36</tool_response>" if "<tool_call>" in text else None,
-            "{12 x 3</tool_call>' it",
-        ),
-        (
-            lambda text: "<tool_response>36</tool_response>" if '"name"' in text else None,
-            "a call of a tool you offered?",
-        ),
-        (lambda text: json.loads(text), "JSONDecodeError"),
-    ],
-)
-def test_a_function_that_answers_what_is_no_call_is_told_so_before_anything_is_trained(respond, words, tiny, tokenizer):
-    assert words in inference.tool_answered(respond, settings=tiny, tokenizer=tokenizer).message
