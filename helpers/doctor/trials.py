@@ -1,9 +1,7 @@
-"""What only trying tells: each trial runs PyTorch on the device and returns what it saw. ``python -m`` prints it as JSON.
+"""What only trying tells: each trial runs PyTorch on the device and returns what it saw, {"skipped": why} if it cannot.
 
-:mod:`helpers.doctor.probes` runs this module in a process of its own.
+:mod:`helpers.doctor.probes` runs this module in a process of its own, which prints a line of JSON for each trial.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -12,8 +10,6 @@ import re
 import sys
 from contextlib import nullcontext, suppress
 from importlib import import_module, metadata, util
-
-from helpers.device import varlen_probe
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,10 +30,14 @@ def _error(rough: torch.Tensor, exact: torch.Tensor) -> float:
     return error if error < 1e9 else 1e9
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def torch_sees() -> dict:
     """The build of torch, and the devices that it sees."""
-    seen = {"version": torch.__version__, "hip": torch.version.hip, "devices": []}
-    seen["built_for"] = torch.cuda.get_arch_list() if GPU else []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
@@ -49,8 +49,9 @@ def torch_sees() -> dict:
         with suppress(Exception):  # these need a package of the maker, and a driver that answers
             device["temperature"] = torch.cuda.temperature(index)
             device["power"] = torch.cuda.power_draw(index) / 1000  # milliwatts
-        seen["devices"].append(device)
-    return seen
+        devices.append(device)
+    built_for = torch.cuda.get_arch_list() if GPU else []
+    return {"version": torch.__version__, "hip": torch.version.hip, "devices": devices, "built_for": built_for}
 
 
 def bf16() -> dict:
@@ -64,6 +65,7 @@ def attention() -> dict:
 
     Causal; causal with fewer heads for keys and values; and with padding on the left. For each the kernel that runs.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in training
     query, key, value = torch.randn(3, 2, 4, 128, 64, device=DEVICE, dtype=torch.bfloat16 if GPU else torch.float32)
     padded = torch.ones(2, 1, 128, 128, dtype=torch.bool, device=DEVICE).tril()
     padded[1, :, :, :40] = False
@@ -91,14 +93,6 @@ def kernel_that_ran(seen: profile) -> str:
     return found[1] if found else "unknown"
 
 
-def varlen() -> dict:
-    """torch's attention over rows of different length laid end to end, against attention row by row."""
-    if not GPU:
-        return {"skipped": "a GPU is needed"}
-    wrong = varlen_probe("cuda:0")
-    return {"failed": wrong} if wrong else {}
-
-
 def four_bits() -> dict:
     """A matrix stored in NF4 and read back, products with it, and the compiled library that did it.
 
@@ -106,7 +100,6 @@ def four_bits() -> dict:
     Each product is compared with that of the matrix read back, for each half of the outputs: a kernel written for
     another width of the processor's units leaves a part of them wrong.
     """
-    logging.disable(logging.WARNING)
     import bitsandbytes
     from bitsandbytes.cextension import lib
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -121,8 +114,7 @@ def four_bits() -> dict:
             both = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state), x.float() @ back.float().T
             halves = zip(*(y.chunk(2, dim=-1) for y in both), strict=True)
             products[f"{rows} x {str(dtype).removeprefix('torch.')}"] = max(_error(*half) for half in halves)
-    library = os.path.basename(getattr(getattr(lib, "_lib", None), "_name", None) or "") or None
-    result = {"version": bitsandbytes.__version__, "library": library}
+    result = {"version": bitsandbytes.__version__, "library": os.path.basename(lib._lib._name)}
     return result | {"error": _error(back, matrix), "products": products}
 
 
@@ -137,11 +129,10 @@ def triton() -> dict:
 
 def speed() -> dict:
     """TFLOP/s of a matrix product in fp32 and bf16, and GB/s of a copy (bytes read and bytes written)."""
+    threads = torch.get_num_threads()  # as in training; a timer's default is one
 
     def fastest(statement: str, **names) -> float:  # in seconds; the first runs choose and load a kernel
-        timer = Timer(
-            statement, globals=names, num_threads=torch.get_num_threads()
-        )  # as in training; its default is one
+        timer = Timer(statement, globals=names, num_threads=threads)
         return min(timer.blocked_autorange(min_run_time=0.7).times)
 
     result = {"n": 8192 if GPU else 1536}
@@ -155,29 +146,24 @@ def speed() -> dict:
 
 def packages() -> dict:
     """Each package really imported: its version, and "works" or the error."""
-    logging.disable(logging.WARNING)
     result = {}
     for name, part in PACKAGES.items():
         try:
             getattr(import_module(name), part)
             result[name] = [metadata.version(name), "works"]
         except Exception as error:
-            result[name] = [None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"]
+            result[name] = [None, _reason(error)]
     return result
 
 
-def main(names: list[str]) -> None:
-    """Run the trials and print a line for each; whatever else the libraries print is kept apart."""
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for name in names:
+    os.dup2(2, 1)  # whatever else the libraries print is kept apart
+    for name in sys.argv[1:]:
         torch.manual_seed(0)
         try:
             result = globals()[name]()
         except Exception as error:
-            result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            result = {"failed": _reason(error)}
         print(json.dumps(result), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
