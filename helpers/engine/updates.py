@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
@@ -54,24 +55,24 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
     """
     adapted, exact, updates = isinstance(model, PeftModel), exact or {}, []
     base = model.get_base_model() if adapted else model
-    names, blocks = {module: name for name, module in base.named_modules()}, decoder_blocks(base)
+    names, blocks = {module: f"{name}.weight" for name, module in base.named_modules()}, decoder_blocks(base)
     last = len(blocks) - 1
     chosen = {round(i * last / (layers - 1)) for i in range(layers)} if layers > 1 else {(last + 1) // 2}
-    for index in sorted(chosen):
-        for short, layer in blocks[index].named_modules():
-            if not (hasattr(layer, "get_delta_weight") if adapted else isinstance(layer, torch.nn.Linear | Conv1D)):
-                continue
-            name = f"{names[layer]}.weight"
-            with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
-                if adapted:
-                    before, delta = layer.get_base_layer().weight, layer.get_delta_weight(layer.active_adapters[0])
-                    before = before if before.shape == delta.shape else base_tensor(folder, name)
-                else:
-                    before = base_tensor(folder, name)
-                    weight = exact.get(name, layer.weight).detach().float()
-                    delta = weight - before.to(weight.device)
-                place = {"layer": f"{index}.{short.split('.')[-1]}"}
-                updates.append(place | _spectrum(delta.float(), before.float().norm().cpu()))
+    kinds = BaseTunerLayer if adapted else torch.nn.Linear | Conv1D
+    named = ((index, path, layer) for index in sorted(chosen) for path, layer in blocks[index].named_modules())
+    for index, path, layer in named:
+        if not isinstance(layer, kinds):
+            continue
+        with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
+            if adapted:
+                before, delta = layer.get_base_layer().weight, layer.get_delta_weight(layer.active_adapters[0])
+                before = before if before.shape == delta.shape else base_tensor(folder, names[layer])
+            else:
+                before = base_tensor(folder, names[layer])
+                delta = exact.get(names[layer], layer.weight).detach().float()
+                delta = delta - before.to(delta.device)
+            place = {"layer": f"{index}.{path.split('.')[-1]}"}
+            updates.append(place | _spectrum(delta.float(), before.float().norm().cpu()))
     return updates
 
 

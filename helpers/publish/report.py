@@ -21,7 +21,7 @@ from helpers.doctor import examine, look
 from helpers.headless.masking import mask_secrets
 from helpers.memory import GB
 from helpers.records import FILE_NAME, RunRecord, load, load_series, now, read_json
-from helpers.settings import PROFILES, ROOT, SettingsError, nearest, shown
+from helpers.settings import PROFILES, ROOT, shown
 
 LADDER = "speed.json"  # written by 09_speed
 LARGEST = 20_000_000  # bytes of one file in an archive: a record has less than a hundredth
@@ -153,19 +153,16 @@ def offer(series: Path, profile: str, agreed: bool) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make report", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--profile", default="small")
+    parser.add_argument("--profile", default="small", choices=PROFILES)
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--yes", action="store_true", help="write it without a question")
-    rows = "print the results of such archives as Markdown rows"
-    parser.add_argument("--rows", nargs="+", type=Path, metavar="ARCHIVE", help=rows)
+    parser.add_argument("--rows", nargs="+", type=Path, metavar="ARCHIVE", help="print the rows of such archives")
     given = parser.parse_args(arguments)
     try:
         if given.rows:
-            found = [read(archive) for archive in given.rows]
-            print(table([r for records, _ in found for r in records], [r for _, rungs in found for r in rungs]))
+            records, rungs = (sum(lists, []) for lists in zip(*map(read, given.rows), strict=True))
+            print(table(records, rungs))
             return 0
-        if given.profile not in PROFILES:
-            raise SettingsError(f"there is no profile {given.profile!r}; {nearest(given.profile, PROFILES)}")
         return offer(ROOT / given.runs_dir / given.profile, given.profile, given.yes)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -130,15 +130,13 @@ def _running(module: list[str], port: int, patience: float, cwd: Path) -> Iterat
 
 def _free(port: int | None) -> int:
     """The wanted port, if nobody listens there, or any free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
-        try:
-            probe.bind((HOST, port or 0))
+    try:
+        with socket.create_server((HOST, port or 0)) as probe:  # takes a port that was closed a moment ago, too
             return probe.getsockname()[1]
-        except OSError:
-            raise ServingError(
-                f"port {port} is in use by another program: stop that, or choose a free port, such as {_free(None)}"
-            ) from None
+    except OSError:
+        raise ServingError(
+            f"port {port} is in use by another program: stop that, or choose a free port, such as {_free(None)}"
+        ) from None
 
 
 def _wait_until_ready(server: subprocess.Popen, address: str, deadline: float, log) -> None:
