@@ -31,7 +31,7 @@ WHAT = {
     "03": "train every parameter on the same rows",
     "04": "compare the two methods from their records",
     "05": "chat with the models, merge the adapter, save and reload",
-    "06": "quantise to 4 bits by hand, train on top, merge correctly",
+    "06": "quantize to 4 bits by hand, train on top, merge correctly",
     "07": "train on several GPUs, or on two CPU processes",
     "08": "serve the merged model and write its model card",
     "09": "speed up training one change at a time",

@@ -52,21 +52,21 @@ def test_05_a_fine_tune_of_ones_own_is_inspected(tiny, runs, tmp_path):
 def test_06_wrong_answers_are_told_why(solved):
     names = solved("06_qlora")[1]
     W, update, levels = (names[name] for name in ("W", "update", "levels"))
-    quantiser = {name: names[name] for name in ("quantise", "dequantise")}
-    bits = {"quantise": names["quantise"], "levels": levels, "block": 32, "group": 256}
+    quantizer = {name: names[name] for name in ("quantize", "dequantize")}
+    bits = {"quantize": names["quantize"], "levels": levels, "block": 32, "group": 256}
     for wrong, why in ((5, "fp32 number for each"), (4.25, "have a scale too"), (4, "for each weight, each block")):
         assert why in four_bit.bits_a_weight(wrong, **bits).message
-    held = names["dequantise"](names["codes"], names["scales"], levels, W.shape)
-    again = names["dequantise"](*names["quantise"](held + update, levels), levels, W.shape)
+    held = names["dequantize"](names["codes"], names["scales"], levels, W.shape)
+    again = names["dequantize"](*names["quantize"](held + update, levels), levels, W.shape)
     given = {"original": W, "codes": names["codes"], "scales": names["scales"], "levels": levels, "update": update}
     for wrong, why in ((W + update, "never on these weights"), (again, "fall back"), (held, "without the adapter"),
                        (held - update, "did the adapter see"), (again.T[:8], "its shape is"),
                        (names["codes"].tolist(), "class Tensor")):  # fmt: skip
-        assert why in four_bit.merged_right(wrong, **given, **quantiser).message
+        assert why in four_bit.merged_right(wrong, **given, **quantizer).message
     given = {"weight": W, "levels": levels}
     for wrong, why in ((levels, "closest to all"), (torch.linspace(-1, 1, 15), "NF4's"), (levels.flip(0), "ascend"),
                        (torch.linspace(-1, 1, 32), "4 bits can name 16")):  # fmt: skip
-        assert why in four_bit.better_levels(wrong, **given, **quantiser).message
+        assert why in four_bit.better_levels(wrong, **given, **quantizer).message
 
 
 def test_07_wrong_answers_are_told_why(solved):
