@@ -1,8 +1,7 @@
 """Attention over rows laid end to end, by torch's own variable-length kernel: no padding, no mask, no extra package.
 
-Registered with transformers under the name "varlen". Each row attends to itself only; the bounds of the rows come with
-the batch (``cu_seq_lens_q``, see helpers.batches). On ROCm the same call reaches AOTriton. It was not run there, which is
-why :func:`helpers.device.varlen_probe` compares the kernel with plain attention before a run relies on it.
+Registered with transformers as "varlen"; the batch brings the bounds of its rows (``cu_seq_lens_q``). On ROCm the same call
+reaches AOTriton and was not run, so :func:`helpers.device.varlen_probe` compares it with plain attention before its use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which path trains a model: the fast one where it gives the model's own loss and gradient, otherwise the model's own.
 
-Nothing is known of a family by its name. Before training, a real row and half of it go through the model's own forward
-pass, one at a time and without padding; then both together through the fast loss, layout, attention and kernels.
+Nothing is known of a family by its name. A real row and half of it go through the model's own forward pass, one at a time
+and without padding; then both together through the fast loss, layout, attention and kernels.
 """
 
 from __future__ import annotations

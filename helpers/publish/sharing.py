@@ -1,7 +1,4 @@
-"""Publishing a result on the Hugging Face hub, with a model card made from the run's record. Nothing here runs by itself.
-
-Tokens are those of ``hf auth login`` or the environment; they are never an argument and never stored here.
-"""
+"""Publishing a result on the Hugging Face hub, with a card made from its record; tokens come from ``hf auth login`` only."""
 
 from __future__ import annotations
 
