@@ -2,12 +2,7 @@
 
 from helpers.sources.adapters import check_adapter, check_loaded
 from helpers.sources.base_models import SMOLLM2_HUB_ID, Base, models_folder, resolve
-from helpers.sources.conversations import (
-    general_text,
-    read_conversations,
-    split_conversations,
-    unrelated_questions,
-)
+from helpers.sources.conversations import UNRELATED, read_conversations, split_conversations
 from helpers.sources.hub import HubError, explain, fetch
 from helpers.sources.manifest import (
     MANIFEST,

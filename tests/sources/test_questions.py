@@ -6,7 +6,7 @@ import re
 from itertools import combinations
 
 from helpers.sources import answer_of, make_splits
-from helpers.sources.questions import families
+from helpers.sources.questions import FAMILIES
 
 import pytest
 
@@ -25,8 +25,8 @@ def numbers(row: dict) -> tuple:
 
 
 def test_every_family_has_phrasings_that_training_never_sees():
-    assert len(families()) == 10
-    assert all(len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 for f in families().values())
+    assert len(FAMILIES) == 10
+    assert all(len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 for f in FAMILIES.values())
 
 
 def test_sizes(splits):
@@ -65,7 +65,7 @@ def test_the_test_asks_each_family_in_phrasings_that_training_never_sees(splits)
     seen = {template(row) for name in ("train", "validation") for row in splits[name]}
     for name in ("test", "harder"):
         assert not seen & {template(row) for row in splits[name]}
-        assert {row["family"] for row in splits[name]} == set(families())
+        assert {row["family"] for row in splits[name]} == set(FAMILIES)
 
 
 def test_each_harder_question_states_a_number_larger_than_any_of_its_family(splits):
