@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 ANSWER_MARK = "The answer is:"
-# the families by name: phrasings, held_out phrasings and the working, as str.format templates
+# the families by name: phrasings, held_out and practice phrasings and the working, as str.format templates
 FAMILIES: dict[str, dict] = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
 HARDER = 3  # the operands of a harder question are this many times those of the others
 _MEMORY = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)  # GB of a device
@@ -107,13 +107,33 @@ def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: i
                     f"the bundled questions cannot fill {rows} rows of the {split} split: the family {family!r} "
                     f"gives {len(questions)} of {share}; ask for fewer rows"
                 )
-            working = words["working"] + " " + ANSWER_MARK + " {answer}"
-            for problem, phrasing in questions:
-                question, answer = phrasing.format(**problem), working.format(**problem)
-                splits[split].append({"question": question, "answer": answer, "family": family})
+            splits[split] += [_row(family, words["working"], *question) for question in questions]
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
+
+
+def practice_questions(each: int, held_out: set[str], seed: int = 0) -> list[dict]:
+    """More scored questions, in phrasings that neither training nor the test has, for a method that asks and scores.
+
+    Args:
+        each: how many of each family.
+        held_out: questions whose numbers must not be asked here, as those of the test.
+        seed: the same seed gives the same rows.
+    """
+    rng, rows = random.Random(seed), []
+    for family, words in FAMILIES.items():
+        known = words["phrasings"] + words["held_out"]
+        groups = _groups(family, rng)
+        groups = [g for g in groups if held_out.isdisjoint(text.format(**p) for p in g for text in known)]
+        questions = list(product((p for group in groups for p in group), words["practice"]))
+        rows += [_row(family, words["working"], *question) for question in rng.sample(questions, each)]
+    return rng.sample(rows, len(rows))
+
+
+def _row(family: str, working: str, problem: dict, phrasing: str) -> dict:
+    answer = f"{working.format(**problem)} {ANSWER_MARK} {problem['answer']}"
+    return {"question": phrasing.format(**problem), "answer": answer, "family": family}
 
 
 _MARKS = re.compile(rf"{ANSWER_MARK}|^####(?=[ \t]*[-+$]?[\d.,/]+[ \t%]*$)|\\boxed(?=\{{)", re.MULTILINE)
