@@ -107,10 +107,9 @@ def _csv(text: str, path: Path) -> list[tuple[str, object]]:
         if twice := next((name for name in header if header.count(name) > 1), None):
             raise DataError(f"{path}:1: two columns have the name {twice!r}")
         for row in reader:
-            fits = None not in row and None not in row.values()
-            rows.append(
-                (f"{path}:{line}", row if fits else DataError("more or fewer values than the first line names"))
-            )
+            if None in row or None in row.values():
+                row = DataError("more or fewer values than the first line names")
+            rows.append((f"{path}:{line}", row))
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None

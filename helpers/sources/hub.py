@@ -69,8 +69,6 @@ def explain(error: Exception, kind: str, name: str, revision: str | None = None)
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "if it is private, log in with `hf auth login` (`hf auth whoami` shows your account)"
         return f"the hub has no {kind} {name!r}, or it is private: check the spelling on {page}; {private}"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set: unset it once, with a network, to fetch it"
     if status := getattr(getattr(error, "response", None), "status_code", None):
         remedies = {
             401: "it refuses your token; log in again with `hf auth login`, or unset HF_TOKEN if that is old",

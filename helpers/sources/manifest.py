@@ -28,10 +28,9 @@ def reading(folder: Path) -> Iterator[None]:
     """Turn whatever the libraries raise for the files of a folder into one ModelError."""
     try:
         yield
-    except (ModelError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a damaged configuration can make a library raise anything, one in Rust a panic
-        if is_out_of_memory(error):
+    except BaseException as error:  # a damaged configuration can make a library raise anything
+        panicked = type(error).__name__ == "PanicException"  # of a library in Rust, which is no Exception
+        if not (isinstance(error, Exception) or panicked) or isinstance(error, ModelError) or is_out_of_memory(error):
             raise
         raise ModelError(
             f"{shown(folder)} could not be read as a model ({' '.join(str(error).split())[:200]}): a file is damaged, "
@@ -112,7 +111,7 @@ def check_replaceable(folder: Path, ours: tuple[str, ...] = ()) -> None:
         known |= read_manifest(folder).keys()
     if folder.is_symlink():
         found = f"is a link to {os.readlink(folder)}"
-    elif folder.is_file():
+    elif folder.exists() and not folder.is_dir():
         found = "is a file"
     elif names <= known:
         return

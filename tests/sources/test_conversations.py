@@ -5,8 +5,7 @@ from collections import Counter
 
 from helpers.data import prepare
 from helpers.settings import settings_for
-from helpers.sources import UNRELATED, read_conversations, split_conversations
-from helpers.sources.conversations import FILE
+from helpers.sources.conversations import FILE, UNRELATED, read_conversations, split_conversations
 
 import pytest
 
