@@ -58,14 +58,8 @@ def answers(model, tokenizer, examples: list[Example], max_new_tokens: int, batc
     """The model's greedy reply to each example's prompt, in the order given; batches hold prompts of like length."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].asked))
     replies = [""] * len(examples)
-    shown = {
-        "bar_format": "asked {n_fmt} of {total_fmt}",
-        "mininterval": 0,
-        "miniters": 1,
-        "file": sys.stdout,
-        "leave": False,
-    }
-    with tqdm(total=len(order), disable=not order, **shown) as progress:
+    line = {"bar_format": "asked {n_fmt} of {total_fmt}", "file": sys.stdout, "leave": False, "disable": not order}
+    with tqdm(total=len(order), mininterval=0, miniters=1, **line) as progress:
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             prompts, tools = [examples[i].prompt for i in part], [examples[i].tools for i in part]
