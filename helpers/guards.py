@@ -1,13 +1,10 @@
-"""Checks that a run is what its name says. A violated guard stops the run with the reason.
-
-Each catches a fault of a published walkthrough: the notebook 10_spot_the_bug shows them at work.
-"""
+"""Checks that a run is what its name says, each against a fault of a published walkthrough (see 10_spot_the_bug)."""
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 from helpers.data import Data, Example
@@ -33,19 +30,10 @@ class Guard:
     name: str
     detail: str
 
-    def to_dict(self) -> dict:
-        return asdict(self)
-
 
 def count(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters, 4-bit weights counted as the numbers they stand for."""
-
-    def numel(parameter: nn.Parameter) -> int:
-        state = getattr(parameter, "quant_state", None)
-        return state.shape.numel() if state is not None else parameter.numel()
-
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(numel, parameters))
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
@@ -55,28 +43,24 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
         GuardError: for a model that something before this run wrapped or froze.
     """
     trainable, total = count(model)
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapter, numbers = [n for n in trained if "lora_" in n], f"{trainable:,} of {total:,} parameters"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapter = {name for name, _ in model.named_parameters() if "lora_" in name}
+    numbers = f"{trainable:,} of {total:,} parameters"
     if settings.method == "full":
-        frozen = [name for name in trained if not trained[name]]
         if adapter:
             raise GuardError(
                 f"full trains everything: {numbers} are trainable and {len(adapter)} adapter tensors are attached: this "
                 "model was wrapped for LoRA before, and training it now would be LoRA under the name full"
             )
-        if frozen or trainable != total:
-            raise GuardError(
-                f"full trains everything: only {numbers} are trainable; frozen is {min(frozen, default='')}"
-            )
+        if trainable != total:
+            raise GuardError(f"full trains everything: only {numbers} are trainable")
         return [Guard("full trains everything", f"{numbers}, no adapter")]
-    stray = [name for name in trained if trained[name] and name not in adapter]
-    number = sum(trained.values())
-    if not adapter or stray or number != len(adapter):
+    if not adapter or trained != adapter:
         raise GuardError(
-            f"only the adapter is trained: {number} tensors are trainable for {len(adapter)} adapter tensors; outside the "
-            f"adapter: {', '.join(stray[:3]) or 'none'}"
+            f"only the adapter is trained: {len(trained)} tensors are trainable for {len(adapter)} adapter tensors; outside "
+            f"the adapter: {', '.join(sorted(trained - adapter)[:3]) or 'none'}"
         )
-    share = f"{numbers} ({100 * trainable / total:.3f} %), in {number} adapter tensors"
+    share = f"{numbers} ({100 * trainable / total:.3f} %), in {len(adapter)} adapter tensors"
     guards = [Guard("only the adapter is trained", share)]
     if settings.method != "dora":  # which trains a magnitude for each output beside A and B
         formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
@@ -110,14 +94,10 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
 
 
 def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
-    """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were.
-
-    They are the sha256 of a list of names, each with the sha256 of its bytes.
-    """
-    chosen = [(name, value) for name, value in sorted(model.named_parameters()) if value.requires_grad == trainable]
+    """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were."""
+    chosen = {name: value for name, value in sorted(model.named_parameters()) if value.requires_grad == trainable}
     with ThreadPoolExecutor(8) as threads:  # hashing lets other threads run
-        hashes = threads.map(_sha256, [value for _, value in chosen])
-        lines = [f"{name} {digits}" for (name, _), digits in zip(chosen, hashes, strict=True)]
+        lines = [f"{name} {digits}" for name, digits in zip(chosen, threads.map(_sha256, chosen.values()), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16], len(lines)
 
 

@@ -29,8 +29,8 @@ def test_round_trip(tmp_path):
         (lambda raw: raw | {"status": "started"}, "did not finish"),
         (lambda raw: [raw], "should hold a JSON object, not list; run the notebook that wrote it again"),
         (lambda raw: {}, "lacks version; run the notebook that wrote it again"),
-        (lambda raw: raw | {"steps": [1]}, "steps should hold values of type dict only"),
-        (lambda raw: raw | {"files": {"adapter": "7"}}, "files should hold values of type int only"),
+        (lambda raw: raw | {"steps": [1]}, "damaged: steps is of another type"),
+        (lambda raw: raw | {"files": {"adapter": "7"}}, "damaged: files.adapter is of another type"),
     ],
 )
 def test_a_spoilt_record_says_what_is_wrong(tmp_path, spoil, words):

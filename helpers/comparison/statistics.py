@@ -26,9 +26,6 @@ def paired(first: list[int], second: list[int]) -> dict[str, float]:
     With results of 0 and 1 this is the exact McNemar test (McNemar 1947). It draws other questions, never another seed: it
     says whether these two runs differ, not whether two methods do.
 
-    Args:
-        first, second: one number per question, in the same order.
-
     Returns:
         ``only_first`` and ``only_second`` (questions where that one did better), ``both`` (equal and right at least
         once), ``neither`` (equal, never right), and ``p``.

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from helpers.device import Plan
 from helpers.engine.preflight import TrainingError, disk_space, whole
-from helpers.models import adapter_config, folder_sizes
-from helpers.records import CHECKPOINT, CHECKPOINTS, read_json, write_atomically
+from helpers.models import adapter_config
+from helpers.records import CHECKPOINT, CHECKPOINTS, folder_sizes, read_json, write_atomically
 from helpers.settings import Settings, shown
 from helpers.sources import Base
 from helpers.storage import sha256
@@ -44,7 +44,7 @@ def conditions(settings: Settings, base: Base, rows: str, plan: Plan, adapter=No
     facts = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in IRRELEVANT}
     facts |= {name: choice["value"] for name, choice in plan.decisions.items()}
     facts |= {"base weights": base.fingerprint, "rows and their order": rows}
-    if settings.adapter:
+    if settings.method != "full":
         chosen = adapter or adapter_config(settings)
         facts |= {f"adapter's {name}": getattr(chosen, name, None) for name in ADAPTER}
     return facts
