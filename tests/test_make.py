@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.headless import locked
+from helpers.engine.locks import locked
 
 import pytest
 
@@ -147,7 +147,7 @@ def test_clean_refuses_while_a_run_is_on(tmp_path):
     (tmp_path / ".venv" / ".ready").touch()
     result = tmp_path / "runs" / "tiny" / "status.json"
     clean = {"args": ["make", "clean"], "cwd": tmp_path, "capture_output": True, "text": True}
-    with locked(result.parent):
+    with locked(result.parent, OSError):
         result.touch()
         done = subprocess.run(**clean)
         assert (

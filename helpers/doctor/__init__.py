@@ -5,18 +5,16 @@ the kernel's files, and on a machine with none of them. No part of it was run on
 their tools print is tested on outputs that others published.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from helpers.doctor import hardware, software
 from helpers.doctor.finding import Finding, Report, say
 from helpers.doctor.machine import Machine, look
-from helpers.doctor.tools import within
+from helpers.doctor.probes import ask, within
 
 # each says what it looks at in the first words of its docstring
 CHECKS = [software.computer, hardware.product, hardware.device_files, hardware.visible_devices, hardware.kernels]
-CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.tools, software.packages, software.bf16]
+CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.sensors, software.packages, software.bf16]
 CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed]
 
 
@@ -27,7 +25,7 @@ def examine(machine: Machine, seconds: float = 20) -> Report:
         try:
             findings = within(seconds, lambda check=check: list(check(machine)))
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             findings = [say("all.not_read", reason=reason)]
         report += [replace(finding, check=check.__doc__.partition(":")[0]) for finding in findings]
     return report

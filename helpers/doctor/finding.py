@@ -1,13 +1,9 @@
-"""One finding of the doctor, and how a list of them is shown.
-
-What the findings say, with remedy and source, is in ``findings.toml``; the checks decide which one applies.
-"""
-
-from __future__ import annotations
+"""One finding of the doctor, and how a list of them is shown; what they say, with remedy and source, is in ``findings.toml``."""
 
 import shutil
 import textwrap
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +35,7 @@ def gb(size: float | None) -> str:
 
 
 class Report(list):
-    """The findings in order; it shows itself as text."""
+    """The findings in order."""
 
     @property
     def worst(self) -> str:
@@ -48,8 +44,10 @@ class Report(list):
 
     def summary(self) -> str:
         """How many of each."""
-        counts = {level: sum(f.level == level for f in self) for level in reversed(LEVELS)}
-        return ", ".join(f"{n} {level}{'s' * (n > 1 and level != 'ok')}" for level, n in counts.items() if n)
+        counts = Counter(f.level for f in self)
+        return ", ".join(
+            f"{n} {level}{'s' * (n > 1 and level != 'ok')}" for level in reversed(LEVELS) if (n := counts[level])
+        )
 
     def text(self, width: int | None = None, colour: bool = False) -> str:
         """For a terminal: sign, level, what was looked at, the sentence; remedy and source below where there is one."""
@@ -58,13 +56,11 @@ class Report(list):
         whole = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses in one piece
         lines = []
         for finding in self:
-            label = f"{LEVELS[finding.level][0]} {finding.level:<8} "
-            label = f"\033[{LEVELS[finding.level][1]}m{label}\033[0m" if colour else label
+            sign, number = LEVELS[finding.level]
+            label = f"{sign} {finding.level:<8} "
+            label = f"\033[{number}m{label}\033[0m" if colour else label
             body = textwrap.wrap(finding.says, width - column) or [""]
             for word, extra in (("Do: ", finding.remedy), ("See ", finding.source if finding.remedy else "")):
                 body += textwrap.wrap(extra, width - column, initial_indent=word, subsequent_indent="    ", **whole)
             lines += [label + f"{finding.check:<{column - 11}}" + body[0], *(" " * column + more for more in body[1:])]
         return "\n".join([*lines, "", self.summary()])
-
-    def __repr__(self) -> str:
-        return self.text(width=100)

@@ -1,15 +1,13 @@
 """Findings about the GPU: which one, what stands between it and torch, versions, memory, partitions, sensors."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.doctor.cards import KNOWN, Card
+from helpers.doctor.cards import Card
 from helpers.doctor.finding import Finding, gb, say
-from helpers.doctor.machine import VISIBLE, Machine
+from helpers.doctor.machine import KNOWN, VISIBLE, Machine
 
 
 def describe(card: Card) -> str:
@@ -21,13 +19,14 @@ def describe(card: Card) -> str:
 def product(machine: Machine) -> Iterator[Finding]:
     """GPU: which one, and whether torch can see it"""
     torch, hip, cards = machine.torch, machine.torch.get("hip"), machine.cards
+    failed = machine.probes.get("torch_sees", {}).get("failed")
     words = [describe(c) for c in machine.devices]
     several = ", ".join(f"{words.count(w)} x {w}" if words.count(w) > 1 else w for w in dict.fromkeys(words))
-    if "failed" in machine.probes.get("torch_sees", {}):
+    if failed:
         case = "torch_failed"
     elif torch["devices"]:
         case = "seen"
-    elif machine.amd.cards or machine.says("sys/class/kfd/kfd/topology/generation_id"):
+    elif machine.amd or machine.says("sys/class/kfd/kfd/topology/generation_id"):
         case = "unseen_by_rocm" if hip else "torch_without_rocm"
         if cards and all(c.gfx and c.gfx not in KNOWN["in_wheels"] for c in cards):
             case = "no_wheel"
@@ -37,8 +36,8 @@ def product(machine: Machine) -> Iterator[Finding]:
         case = "wsl_unseen" if hip else "wsl_without_rocm"
     else:
         case = "rocm_without_gpu" if hip else "none"
-    facts = {"build": f"torch {torch.get('version', '(version unknown)')}", "cards": several or "an AMD GPU"}
-    yield say(f"gpu.{case}", reason=machine.probes.get("torch_sees", {}).get("failed"), **facts)
+    build = f"torch {torch.get('version', '(version unknown)')}"
+    yield say(f"gpu.{case}", reason=failed, build=build, cards=several or "an AMD GPU")
 
 
 def open_error(path: Path) -> str | None:
@@ -52,22 +51,20 @@ def open_error(path: Path) -> str | None:
 
 def device_files(machine: Machine) -> Iterator[Finding]:
     """Device files: those of ROCm and their permissions"""
-    if not machine.amd.cards and not machine.torch.get("hip"):
+    if not machine.amd and not machine.torch.get("hip"):
         return
     kfd = machine.root / "dev/kfd"
-    renders = sorted((machine.root / "dev/dri").glob("renderD*"), key=lambda p: p.name)
+    renders = sorted(machine.root.glob("dev/dri/renderD*"))
     if machine.wsl:
         yield say("device_files.wsl")
     elif not kfd.exists() or not renders:
-        absent = "/dev/kfd" if not kfd.exists() else "/dev/dri/renderD*"
+        absent = "/dev/dri/renderD*" if kfd.exists() else "/dev/kfd"
         yield say(f"device_files.absent_{machine.place}", absent=absent)
     elif closed := next((path for path in (kfd, *renders) if open_error(path)), None):
         facts = {"path": f"/{closed.relative_to(machine.root)}", "error": open_error(closed)}
         yield say(f"device_files.closed_{machine.place}", number=closed.stat().st_gid, **facts)
     else:
-        names = [path.name for path in renders]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield say("device_files.open", names=", ".join(names[:3]) + more)
+        yield say("device_files.open", count=len(renders))
 
 
 def visible_devices(machine: Machine) -> Iterator[Finding]:
@@ -86,7 +83,7 @@ def visible_devices(machine: Machine) -> Iterator[Finding]:
     if "ROCR_VISIBLE_DEVICES" in values and len(values) > 1:
         yield say("visible.twice", variables=variables)
     if len(machine.devices) > 1 and small and large and "ROCR_VISIBLE_DEVICES" not in values:
-        yield say("visible.processor_graphics", card=describe(small[0]), large=large[0].index)
+        yield say("visible.processor_graphics", card=describe(small[0]), large=cards.index(large[0]))
     elif count > 1:
         yield say("visible.several", count=count, maker="ROCR" if machine.torch.get("hip") else "CUDA")
     else:
@@ -106,9 +103,9 @@ def kernels(machine: Machine) -> Iterator[Finding]:
 
 def versions(machine: Machine) -> Iterator[Finding]:
     """Versions: of ROCm and of the driver"""
-    if not machine.amd.cards and not machine.torch.get("hip"):
+    if not machine.amd and not machine.torch.get("hip"):
         return
-    driver = next((c.driver for c in machine.amd.cards if c.driver), "version unknown")
+    driver = machine.says("sys/module/amdgpu/version") or f"of Linux {machine.says('proc/sys/kernel/osrelease')}"
     hip = ".".join((machine.torch.get("hip") or "").split(".")[:2])
     installed = f"ROCm {machine.rocm} installed" if machine.rocm else "no ROCm in /opt/rocm (torch brings its own)"
     parts = [f"driver {driver}", installed] + ([f"torch built for ROCm {hip}"] if hip else [])
@@ -124,7 +121,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
         free = min((n for n in (seen, left) if n is not None), default=None)  # HIP does not count what a desktop holds
         if not card.total or free is None:
             continue
-        held = [p for p in machine.amd.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
+        held = [p for p in machine.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
         owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held)
         case = "free"
         if seen and seen > card.total:
@@ -148,21 +145,19 @@ def parts(machine: Machine) -> Iterator[Finding]:
         yield say("parts.shared", total=gb(cards[0].total) or "an unknown amount", more=gb(cards[0].gtt_total))
 
 
-def tools(machine: Machine) -> Iterator[Finding]:
-    """Sensors: what amd-smi says, or why it cannot read the card, which torch or the kernel may still see"""
-    for trouble in dict.fromkeys(machine.amd.troubles):
-        no_driver = re.search(r"driver.not.(initiali[sz]ed|loaded)|amdgpu", trouble, re.IGNORECASE)
-        if "no answer" in trouble:
-            case = "hang"
-        elif no_driver and machine.wsl:
+def sensors(machine: Machine) -> Iterator[Finding]:
+    """Sensors: temperature and power, or why amd-smi cannot read the card, which torch or the kernel may still see"""
+    if "no answer" in machine.trouble:
+        yield say("sensors.hang", trouble=machine.trouble)
+    elif machine.trouble:
+        no_driver = re.search(r"driver.not.(initiali[sz]ed|loaded)|amdgpu", machine.trouble, re.IGNORECASE)
+        case = f"no_driver_{machine.place}" if no_driver else "silent"
+        if machine.wsl and no_driver:
             case = "wsl"
-        elif machine.torch["devices"] or machine.cards:
+        elif machine.devices:
             case = "not_needed"
-        else:
-            case = f"no_driver_{machine.place}" if no_driver else "silent"
-        yield say(f"tools.{case}", trouble=trouble)
-    if machine.devices and not machine.amd.troubles:
-        first = machine.devices[0]
-        values = ((first.temperature, "°C"), (first.power, "W"))
+        yield say(f"sensors.{case}", trouble=machine.trouble)
+    elif machine.devices:
+        values = ((machine.devices[0].temperature, "°C"), (machine.devices[0].power, "W"))
         state = ", ".join(f"{value:.0f} {unit}" for value, unit in values if value is not None)
-        yield say("tools.read" if state else "tools.no_sensors", state=state)
+        yield say("sensors.read" if state else "sensors.unknown", state=state)

@@ -1,18 +1,18 @@
 """Everything that the doctor finds out before it judges: tools, kernel, torch, environment. Never imports torch."""
 
-from __future__ import annotations
-
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers.doctor import kernel, probes, tools
-from helpers.doctor.cards import KNOWN, Card, Reading, architecture, merge
+from helpers.doctor import cards, probes
+from helpers.doctor.cards import Card, Process, matches
 
+KNOWN = tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
 # Variables that decide what ROCm and torch do; the only ones that are read and shown.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 OTHERS = ("HSA_OVERRIDE_GFX_VERSION", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL")
@@ -32,9 +32,11 @@ class Machine:
 
     root: Path = Path("/")
     environment: dict[str, str] = field(default_factory=dict)
-    amd: Reading = field(default_factory=Reading)
-    nvidia: Reading = field(default_factory=Reading)
     probes: dict[str, dict] = field(default_factory=dict)
+    amd: list[Card] = field(default_factory=list)
+    nvidia: list[Card] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
+    trouble: str = ""  # why amd-smi or the kernel's files could not be read
 
     @property
     def torch(self) -> dict:
@@ -45,26 +47,20 @@ class Machine:
     @property
     def cards(self) -> list[Card]:
         """What the tools and the kernel know, whether torch can use it or not."""
-        return self.amd.cards or self.nvidia.cards
+        return self.amd or self.nvidia
 
     @property
     def devices(self) -> list[Card]:
-        """What torch can use, with what the tools know of the same device; without torch, what the tools know."""
-        seen = self.torch["devices"]
-        by_bus = {card.bus: card for card in self.cards if card.bus}
-        in_order = self.cards if len(seen) == len(self.cards) else [Card(i) for i in range(len(seen))]
-        found = []
-        for index, device in enumerate(seen):
-            known = by_bus.get(device["bus"], in_order[index])
-            facts = {name: getattr(known, name) or device.get(name) for name in ("name", "temperature", "power")}
-            facts |= {"total": device["total"], "gfx": architecture(device["gfx"]) or known.gfx}
-            found.append(replace(known, index=index, **facts))
-        return found or self.cards
+        """What torch can use, with what is known of the same device otherwise; without torch, what is known."""
+        seen = [{name: device.get(name) for name in vars(Card())} for device in self.torch["devices"]]
+        sure = [Card(total=d["total"], gfx=d["gfx"] and d["gfx"].split(":")[0], bus=d["bus"]) for d in seen]
+        known = matches(sure, self.cards)
+        return [s.filled(k).filled(Card(**d)) for s, k, d in zip(sure, known, seen, strict=True)] or self.cards
 
     @property
     def peak(self) -> Peak | None:
         """What the maker states for the device that torch uses; None for a CPU and what is not listed."""
-        first = self.devices[0] if self.torch["devices"] else Card(0)
+        first = self.devices[0] if self.torch["devices"] else Card()
         if first.compute_partition not in (None, "SPX"):
             return None  # nobody states the share of a part of a card
         listed = KNOWN["peaks"].items()
@@ -72,7 +68,7 @@ class Machine:
 
     def says(self, path: str) -> str | None:
         """A small file of the system."""
-        return kernel.text(self.root / path)
+        return cards.says(self.root, path)
 
     @property
     def rocm(self) -> str | None:
@@ -102,14 +98,15 @@ class Machine:
         return (self.devices[0].gfx if self.devices else None) or "this card"
 
 
-def read_amd(root: Path = Path("/"), seconds: float = 15) -> Reading:
-    """amd-smi, then the kernel for what is missing; what fails is noted and left out."""
-    reading = tools.ask_amd(seconds)
+def read_amd(root: Path = Path("/"), seconds: float = 15) -> dict:
+    """The fields of a machine about AMD GPUs: the kernel first, since it counts as HIP does, amd-smi for the gaps."""
+    shown, trouble = cards.ask_amd(seconds)
     try:
-        return merge(reading, tools.within(seconds, kernel.read, root))
-    except Exception as error:
-        reading.troubles.append(f"/sys could not be read ({error})")
-        return reading
+        found, processes = probes.within(seconds, cards.read_kernel, root)
+    except Exception as error:  # a driver that hangs
+        found, processes, trouble = [], [], f"/sys could not be read ({type(error).__name__})"
+    amd = [card.filled(other) for card, other in zip(found, matches(found, shown), strict=True)] or shown
+    return {"amd": amd, "processes": processes, "trouble": trouble}
 
 
 def look(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
@@ -118,7 +115,7 @@ def look(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -
     groups = (probes.NAMES[:-1], probes.NAMES[-1:])  # the last imports everything: beside the others, on another core
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(probes.ask, group, 60, environment) for group in groups]
-        amd, nvidia = pool.submit(read_amd, root), pool.submit(kernel.read_nvidia, root)
+        amd, nvidia = pool.submit(read_amd, root), cards.read_nvidia(root)
         answers = {name: result for job in jobs for name, result in job.result().items()}
-        shown = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
-        return Machine(root, shown, amd.result(), nvidia.result(), answers)
+        known = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
+        return Machine(root, known, answers, nvidia=nvidia, **amd.result())

@@ -1,54 +1,71 @@
-"""Running the trials of :mod:`helpers.doctor.trials` in processes of their own. Never imports torch.
-
-A kernel that the driver cannot run may end the process or never return. So the doctor starts ``python -m
-helpers.doctor.trials NAME...``, which prints one line of JSON for each trial, and goes on with the next one in a
-new process if one dies or takes too long.
-"""
-
-from __future__ import annotations
+"""Whatever may die or never return, since a driver has to answer: tools and trials in processes of their own. Never imports torch."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Sequence
-from queue import Empty, Queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from helpers.settings import ROOT
 
 NAMES = ("torch_sees", "bf16", "attention", "varlen", "four_bits", "triton", "speed", "packages")
 
 
+def within(seconds: float, function: Callable, *arguments):
+    """The result of a function; TimeoutError after some seconds, and its thread is left behind."""
+    future: Future = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def run(command: list[str], seconds: float, **options) -> tuple[str, str, str]:
+    """What a command printed, its errors, and how it ended: "" if well. It is killed after some seconds, not waited for."""
+    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        process = subprocess.Popen(command, **files, text=True, errors="replace", start_new_session=True, **options)
+        printed, errors = process.communicate(timeout=seconds)
+    except OSError as error:
+        return "", "", f"could not be started ({error.strerror})"
+    except subprocess.TimeoutExpired as late:
+        os.killpg(process.pid, signal.SIGKILL)
+        return (late.output or b"").decode(errors="replace"), "", f"gave no answer within {seconds:g} s"
+    code = process.returncode
+    cause = signal.Signals(-code).name if code < 0 else f"code {code}"
+    return printed, errors, f"ended with {cause}" if code or not printed.strip() else ""
+
+
+def complaints(text: str) -> list[str]:
+    """The lines that speak of an error, without "ERROR:root:" before them."""
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if re.search("error|critical", line, re.IGNORECASE)]
+    return [re.sub(r"^(ERROR|CRITICAL):(root:)?\s*", "", line) for line in lines]
+
+
 def ask(names: Sequence[str], seconds: float = 60, environment: dict[str, str] | None = None) -> dict[str, dict]:
-    """By trial its result, or {"failed": reason}; the first gets twice the seconds, for the import of torch."""
+    """By trial of :mod:`helpers.doctor.trials` its result, or {"failed": reason}.
+
+    One process runs them all and prints a line of JSON for each. If it dies or takes too long, the next process goes
+    on where it stopped; a trial that does not come to its end even as the first of a process has failed.
+    """
     found: dict[str, dict] = {}
     while left := [name for name in names if name not in found]:
         command = [sys.executable, "-W", "ignore", "-m", "helpers.doctor.trials", *left]
-        complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 the child writes while we read on
-        files = {"stdout": subprocess.PIPE, "stderr": complaints, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(command, **files, text=True, env=environment, cwd=ROOT, start_new_session=True)
-        lines: Queue = Queue()
-        threading.Thread(target=lambda p=process, q=lines: [*map(q.put, p.stdout), q.put("")], daemon=True).start()
-        for order, name in enumerate(left):
-            try:
-                line = lines.get(timeout=seconds * (1 if order else 2))
-            except Empty:
-                os.killpg(process.pid, signal.SIGKILL)  # not waited for: the driver may hold it
-                found[name] = {"failed": f"no answer within {seconds:g} s"}
-                break
-            if not line:
-                found[name] = {"failed": _ending(process.wait(), complaints)}
-                break
-            found[name] = json.loads(line)
+        printed, errors, ending = run(command, seconds, env=environment, cwd=ROOT)
+        found |= {name: json.loads(line) for name, line in zip(left, printed.splitlines(), strict=False)}
+        if not printed:
+            reason = ": ".join([f"the process {ending}", *(line[:160] for line in complaints(errors)[-1:])])
+            found[left[0]] = {"failed": reason}
     return found
-
-
-def _ending(code: int, complaints) -> str:
-    """How a process ended, with the last error that it printed."""
-    complaints.seek(0)
-    errors = [line.strip() for line in complaints if "error" in line.lower()]
-    cause = signal.Signals(-code).name if code < 0 else f"code {code}"
-    return ": ".join([f"the process ended with {cause}", *(line[:160] for line in errors[-1:])])

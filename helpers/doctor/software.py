@@ -1,7 +1,5 @@
 """Findings about what was tried (arithmetic, attention, 4 bits, speed), the packages, and the settings of the machine."""
 
-from __future__ import annotations
-
 import platform
 import re
 import shutil
@@ -15,47 +13,42 @@ from helpers.settings import ROOT
 
 import psutil
 
-EXPERIMENTAL = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
+def of_trial(judge: Callable[[Machine, dict], Finding]) -> Callable[[Machine], list[Finding]]:
+    """A check out of the judgement of the trial of that name, for when it was skipped or failed too.
 
-def of_trial(name: str) -> Callable:
-    """Turns a judgement of a result into a check that also handles a trial without one.
-
-    A trial that was skipped says why. One that failed is unusable, if the series can do without it; else a crash on a
-    GPU is a problem, and silence is unknown.
+    A failure is "unusable", if the series can do without it; else a crash on a GPU is a problem, and silence is unknown.
     """
+    name = judge.__name__
 
-    def decorate(judge: Callable[[Machine, dict], Finding]) -> Callable[[Machine], list[Finding]]:
-        @wraps(judge)
-        def check(machine: Machine) -> list[Finding]:
-            result = machine.probes.get(name, {"failed": "it was not tried"})
-            reason = result.get("failed") or result.get("skipped")
-            if reason is None:
-                return [judge(machine, result)]
-            crashed = machine.torch["devices"] and re.search("ended with SIG|Error", reason)
-            case = "skipped" if "skipped" in result else "unusable"
-            if name == "triton" and re.search(r"C compiler|Python\.h", reason):
-                case = "no_compiler"
-            known = f"{name}.{case}" if case in TEXTS[name] else "all.crashed" if crashed else "all.not_read"
-            return [say(known, reason=reason, gfx=machine.gfx)]
+    @wraps(judge)
+    def check(machine: Machine) -> list[Finding]:
+        result = machine.probes.get(name, {"failed": "it was not tried"})
+        reason = result.get("failed") or result.get("skipped")
+        if reason is None:
+            return [judge(machine, result)]
+        crashed = machine.torch["devices"] and re.search("ended with SIG|Error", reason)
+        case = "skipped" if "skipped" in result else "unusable"
+        if re.search(r"C compiler|Python\.h", reason):
+            case = "no_compiler"
+        known = f"{name}.{case}" if case in TEXTS[name] else "all.crashed" if crashed else "all.not_read"
+        return [say(known, reason=reason, gfx=machine.gfx)]
 
-        return check
-
-    return decorate
+    return check
 
 
 def computer(machine: Machine) -> Iterator[Finding]:
     """Computer: processor, memory, disk, system"""
     cpu = re.search(r"^model name\s*: (.+)$", machine.says("proc/cpuinfo") or "", re.MULTILINE)
-    name = re.sub(r"\((R|TM)\)|\s+CPU\b.*|\s+\d+-Core Processor.*", "", cpu[1]).strip() if cpu else platform.machine()
     main, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT).free
     place = ", in WSL" if machine.wsl else ", in a container" if machine.place == "container" else ""
     facts = {"free": gb(main.available), "total": gb(main.total), "disk": gb(disk)}
+    facts |= {"name": cpu[1] if cpu else platform.machine(), "threads": psutil.cpu_count()}
     facts["system"] = f"Python {platform.python_version()} on {platform.system()}{place}"
-    yield say("computer.is" if disk > 5e9 else "computer.full", name=name, threads=psutil.cpu_count(), **facts)
+    yield say("computer.is" if disk > 5e9 else "computer.full", **facts)
 
 
-@of_trial("packages")
+@of_trial
 def packages(machine: Machine, result: dict) -> Finding:
     """Packages: each really imported"""
     broken = " and ".join(f"{name} ({state})" for name, (_, state) in result.items() if state != "works")
@@ -63,41 +56,41 @@ def packages(machine: Machine, result: dict) -> Finding:
     return say("packages.broken" if broken else "packages.work", names=names)
 
 
-@of_trial("bf16")
+@of_trial
 def bf16(machine: Machine, result: dict) -> Finding:
     """bf16: arithmetic"""
     wrong = result["error"] > 0.02
     return say("bf16.wrong" if wrong else "bf16.right", where=machine.where, error=f"{min(result['error'], 10):.2%}")
 
 
-@of_trial("attention")
+@of_trial
 def attention(machine: Machine, result: dict) -> Finding:
     """Attention: fused (SDPA), forward and backward, and the kernels that really run"""
     forms: dict[str, list[str]] = {}
-    for form, kernel in result.get("kernels", {}).items():
+    for form, kernel in result["kernels"].items():
         forms.setdefault(kernel, []).append(form)
-    kernels = ", ".join(f"{kernel} ({', '.join(names)})" for kernel, names in forms.items()) or "unknown"
+    kernels = ", ".join(f"{kernel} ({', '.join(names)})" for kernel, names in forms.items())
     facts = {"where": machine.where, "error": f"{max(result['error'], 1e-6):.1g}", "gfx": machine.gfx}
     case = "right"
     if result["error"] > 0.05:
         case = "wrong" if result["error"] < 1e9 else "nan"
     elif "math" in forms and machine.torch["devices"]:
-        tried = "math_still" if machine.environment.get(EXPERIMENTAL) == "1" else "math"
-        case = tried if machine.torch.get("hip") else "math_cuda"
+        allowed = machine.environment.get("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL") == "1"
+        case = "math_cuda" if not machine.torch.get("hip") else "math_still" if allowed else "math"
     return say(f"attention.{case}", kernels=kernels, forms=" and ".join(forms.get("math", [])), **facts)
 
 
-@of_trial("varlen")
+@of_trial
 def varlen(machine: Machine, result: dict) -> Finding:
     """Packed attention: over rows of different length (varlen)"""
     return say("varlen.right")
 
 
-@of_trial("four_bits")
+@of_trial
 def four_bits(machine: Machine, result: dict) -> Finding:
     """4 bits: what bitsandbytes stores, and products with it"""
     library, hip = result["library"] or "a library of unknown name", machine.torch.get("hip") or ""
-    product, wrong = max(result.get("products", {}).items(), key=lambda item: item[1], default=("", 0))
+    product, wrong = max(result["products"].items(), key=lambda item: item[1])
     case = "right"
     if not 0.02 < result["error"] < 0.2:  # 9 % is what 16 levels leave of normal numbers
         case = "stored_wrong"
@@ -111,14 +104,14 @@ def four_bits(machine: Machine, result: dict) -> Finding:
     return say(f"four_bits.{case}", product=product, wrong=f"{min(wrong, 10):.0%}", library=library, **facts)
 
 
-@of_trial("triton")
+@of_trial
 def triton(machine: Machine, result: dict) -> Finding:
     """Triton: the language of the fused kernels"""
     case = "right" if result["error"] < 0.02 else "wrong"
     return say(f"triton.{case}", error=f"{min(result['error'], 10):.1%}", gfx=machine.gfx)
 
 
-@of_trial("speed")
+@of_trial
 def speed(machine: Machine, result: dict) -> Finding:
     """Speed: against what the maker states"""
     product = f"{machine.where}, a matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"

@@ -1,9 +1,7 @@
-"""What only trying tells: each trial runs PyTorch on the device and returns what it saw. ``python -m`` prints it as JSON.
+"""What only trying tells: each trial runs PyTorch on the device and returns what it saw, {"skipped": why} if it cannot.
 
-:mod:`helpers.doctor.probes` runs this module in a process of its own.
+:mod:`helpers.doctor.probes` runs this module in a process of its own, which prints a line of JSON for each trial.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -34,10 +32,14 @@ def _error(rough: torch.Tensor, exact: torch.Tensor) -> float:
     return error if error < 1e9 else 1e9
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def torch_sees() -> dict:
     """The build of torch, and the devices that it sees."""
-    seen = {"version": torch.__version__, "hip": torch.version.hip, "devices": []}
-    seen["built_for"] = torch.cuda.get_arch_list() if GPU else []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
@@ -49,8 +51,9 @@ def torch_sees() -> dict:
         with suppress(Exception):  # these need a package of the maker, and a driver that answers
             device["temperature"] = torch.cuda.temperature(index)
             device["power"] = torch.cuda.power_draw(index) / 1000  # milliwatts
-        seen["devices"].append(device)
-    return seen
+        devices.append(device)
+    built_for = torch.cuda.get_arch_list() if GPU else []
+    return {"version": torch.__version__, "hip": torch.version.hip, "devices": devices, "built_for": built_for}
 
 
 def bf16() -> dict:
@@ -106,7 +109,6 @@ def four_bits() -> dict:
     Each product is compared with that of the matrix read back, for each half of the outputs: a kernel written for
     another width of the processor's units leaves a part of them wrong.
     """
-    logging.disable(logging.WARNING)
     import bitsandbytes
     from bitsandbytes.cextension import lib
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -137,11 +139,10 @@ def triton() -> dict:
 
 def speed() -> dict:
     """TFLOP/s of a matrix product in fp32 and bf16, and GB/s of a copy (bytes read and bytes written)."""
+    threads = torch.get_num_threads()  # as in training; a timer's default is one
 
     def fastest(statement: str, **names) -> float:  # in seconds; the first runs choose and load a kernel
-        timer = Timer(
-            statement, globals=names, num_threads=torch.get_num_threads()
-        )  # as in training; its default is one
+        timer = Timer(statement, globals=names, num_threads=threads)
         return min(timer.blocked_autorange(min_run_time=0.7).times)
 
     result = {"n": 8192 if GPU else 1536}
@@ -155,29 +156,24 @@ def speed() -> dict:
 
 def packages() -> dict:
     """Each package really imported: its version, and "works" or the error."""
-    logging.disable(logging.WARNING)
     result = {}
     for name, part in PACKAGES.items():
         try:
             getattr(import_module(name), part)
             result[name] = [metadata.version(name), "works"]
         except Exception as error:
-            result[name] = [None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"]
+            result[name] = [None, _reason(error)]
     return result
 
 
-def main(names: list[str]) -> None:
-    """Run the trials and print a line for each; whatever else the libraries print is kept apart."""
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for name in names:
+    os.dup2(2, 1)  # whatever else the libraries print is kept apart
+    for name in sys.argv[1:]:
         torch.manual_seed(0)
         try:
             result = globals()[name]()
         except Exception as error:
-            result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            result = {"failed": _reason(error)}
         print(json.dumps(result), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -4,5 +4,4 @@ from helpers.headless.display import align, describe, figure_to_html, switch_on
 from helpers.headless.masking import mask_secrets, secret_name
 from helpers.headless.pages import markdown_to_html
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of
-from helpers.headless.processes import locked
 from helpers.headless.runner import run_all

@@ -1,13 +1,14 @@
 # ruff: noqa: E402 - one name is taken away before the imports that would use it
 """Run one notebook with nbclient and make its pages: the child process of :mod:`helpers.headless.processes`.
 
-The job comes as one line of JSON on standard input; reports go to the file descriptor that is the only argument, one
-JSON object a line: each cell that starts, and at the end what became of the notebook. All work whose cost depends on
-what a notebook puts out is done here, where the limits of the runner and its signals reach it.
+The job and the reports go through the connection whose number is the only argument: each cell that starts, and at the
+end what became of the notebook. All work whose cost depends on what a notebook puts out is done here, where the limits of
+the runner and its signals reach it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -17,12 +18,15 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from helpers.headless.kernel import READS
 from helpers.headless.pages import failing_cell, headings, tidy, write_pages
-from helpers.headless.processes import FOLDER, KILLED, adopt_orphans, end_descendants
+from helpers.headless.processes import FOLDER, KILLED, descendants, end_processes
 from helpers.records import RecordError
 
 sys.modules["rfc3987_syntax"] = None  # jsonschema would build a grammar with it for seconds; no address is checked here
@@ -31,44 +35,38 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 EXTENSION = "--IPKernelApp.extra_extensions=helpers.headless.kernel"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Execution:
     """One notebook, from its source to its pages."""
 
-    def __init__(self, job: dict, report: Callable[..., None]):
-        self.job, self.report, self.cell = job, report, None
+    def __init__(self, job: dict, report: Callable[[dict], None]):
+        self.job, self.report, self.cell = job, report, 0
         self.reads = tempfile.NamedTemporaryFile("r+")  # noqa: SIM115 - it lasts as long as this process
         os.environ[READS] = self.reads.name  # for the kernel
         self.content = nbformat.read(job["source"], as_version=4)
-        for place, cell in enumerate(self.content.cells):
-            if "parameters" in cell.metadata.get("tags", []) and job["parameters"]:
-                given = "\n".join(f"{name} = {value!r}" for name, value in job["parameters"].items())
-                cell = nbformat.v4.new_code_cell(f"# Parameters\n{given}", metadata={"tags": ["injected-parameters"]})
-                self.content.cells.insert(place + 1, cell)
-                break
+        if given := "\n".join(f"{name} = {value!r}" for name, value in job["parameters"].items()):
+            tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.content.cells]
+            cell = nbformat.v4.new_code_cell(f"# Parameters\n{given}", metadata={"tags": ["injected-parameters"]})
+            self.content.cells.insert(tagged.index(True) + 1, cell)
 
     def run(self) -> tuple[str, str | None]:
         """Run all cells: "ok", or how it ended, and why."""
         client = NotebookClient(
-            self.content,
-            kernel_name="python3",
-            startup_timeout=120,
-            iopub_timeout=300,
-            extra_arguments=[EXTENSION],
+            self.content, kernel_name="python3", startup_timeout=120, iopub_timeout=300, extra_arguments=[EXTENSION],
             force_raise_errors=True,
-        )
+        )  # fmt: skip
         code = [cell for cell in self.content.cells if cell.cell_type == "code"]
-        above = headings(self.content.cells)
         kernel = None
         try:
             with client.setup_kernel(cwd=str(Path(self.job["source"]).parent)):
                 kernel = client.km.provisioner.process
-                for place, cell in enumerate(self.content.cells):
-                    if cell.cell_type == "code":
-                        self.cell = code.index(cell) + 1
-                        self.report(cell=self.cell, cells=len(code), heading=above[place][:200])
-                        client.execute_cell(cell, place)
+                for place, heading in enumerate(headings(self.content.cells)):
+                    if self.content.cells[place].cell_type == "code":
+                        self.cell += 1
+                        self.report({"cell": self.cell, "cells": len(code), "heading": heading[:200]})
+                        client.execute_cell(self.content.cells[place], place)
         except DeadKernelError:
             return "killed", f"the kernel {_death(kernel.poll())}"
         except CellExecutionError as error:
@@ -85,22 +83,21 @@ class Execution:
     def finish(self, end: str, why: str | None) -> None:
         """End what the notebook started, write its pages, and report what became of it."""
         end_descendants()
-        self.report(phase="pages")
-        content, folder = tidy(self.content), Path(self.job["folder"])
-        outcome = {"end": end, "why": why, "cell": self.cell, "page": False}
+        self.report({"phase": "pages"})
+        content, path = tidy(self.content), Path(self.job["folder"], Path(self.job["source"]).name)
+        outcome = {"end": end, "why": why, "cell": self.cell or None, "page": False}
         if end != "ok" and self.cell:
             outcome |= failing_cell(content, self.cell)
         try:
-            write_pages(content, folder / Path(self.job["source"]).name)
+            write_pages(content, path)
             outcome["page"] = True
         except Exception as error:
-            fault = (
-                str(error) if isinstance(error, RecordError) else f"its page failed: {type(error).__name__}: {error}"
-            )
-            outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {fault}" if why else fault[:2000]}
+            own = isinstance(error, RecordError)
+            fault = str(error) if own else f"its page failed: {type(error).__name__}: {error}"[:2000]
+            outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {fault}" if why else fault}
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        self.report(**outcome, peak=peak, reads=json.loads(self.reads.read() or "null"))
+        self.report(outcome | {"peak": peak, "reads": json.loads(self.reads.read() or "null")})
 
     def stop(self, *_) -> None:
         """Answer SIGTERM: keep what there is, and end; a second signal ends at once."""
@@ -122,32 +119,40 @@ def reason(name: str, text: str, traceback: str) -> str:
     lines = re.findall(r"-+> *\d+ (.+)", re.sub(r"\x1b\[[0-9;]*m", "", traceback[-100_000:]))
     text = text.strip() or (f"at `{lines[-1].strip()}`" if lines else "without a message")
     if "No space left" in text or "quota exceeded" in text:
-        places = {Path(tempfile.gettempdir()), Path.home(), Path.cwd(), Path(os.environ[FOLDER])}
-        places |= {Path(os.environ[name]) for name in ("MODELS_DIR", "HF_HOME", "HF_HUB_CACHE") if os.environ.get(name)}
-        full = sorted(str(place) for place in places if place.is_dir() and shutil.disk_usage(place).free < 100_000_000)
+        named = filter(None, map(os.environ.get, (FOLDER, "MODELS_DIR", "HF_HOME", "HF_HUB_CACHE")))
+        places = {Path(place) for place in (tempfile.gettempdir(), Path.home(), Path.cwd(), *named)}
+        full = sorted(str(p) for p in places if p.is_dir() and shutil.disk_usage(p).free < 100_000_000)
         text += f"; free some space in {' or '.join(full) or 'the place that it names, or in ' + os.environ[FOLDER]}"
     return f"{name}: {text}"[:2000]
 
 
-def main(report_to: int) -> None:
-    """Read the job, do it, report."""
-    job = json.loads(sys.stdin.readline())
-    adopt_orphans()
-    threading.Thread(target=end_with_runner, daemon=True).start()
-    with open(report_to, "w", encoding="utf-8") as channel:
-        execution = Execution(job, lambda **fields: print(json.dumps(fields), file=channel, flush=True))
-        signal.signal(signal.SIGTERM, execution.stop)
-        end, why = execution.run()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        execution.finish(end, why)
+def end_descendants() -> None:
+    """End all that this process started or adopted, also what starts anew meanwhile; give up after some seconds."""
+    until = time.monotonic() + 6
+    while (processes := descendants(os.getpid())) and time.monotonic() < until:
+        end_processes(processes, patience=2)
 
 
-def end_with_runner() -> None:
+def end_with_runner(runner: Connection) -> None:
     """Wait until the runner is gone, however it died, and then leave nothing running."""
-    while os.read(0, 1024):  # not sys.stdin.read(), which would hold a lock that the interpreter needs at its end
-        pass
+    with suppress(EOFError, OSError):
+        runner.recv()
     end_descendants()
     os._exit(1)
+
+
+def main(connection: int) -> None:
+    """Take the job, do it, report."""
+    ctypes.CDLL(None).prctl(
+        _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+    )  # to be the parent of all that loses its own, daemons included
+    runner = Connection(connection)
+    execution = Execution(runner.recv(), runner.send)
+    threading.Thread(target=end_with_runner, args=[runner], daemon=True).start()
+    signal.signal(signal.SIGTERM, execution.stop)
+    end, why = execution.run()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    execution.finish(end, why)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,26 @@ that prints without end would fill the memory of each process that it passes thr
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
-import threading
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
 from helpers.headless.processes import FOLDER
-from helpers.records import FILE_NAME, sha256
+from helpers.records import FILE_NAME
 
 import zmq
 from jupyter_client.session import Session
 
-READS = "FINE_TUNING_READS"  # in the environment: the file for the hashes of what was read
+READS = "FINE_TUNING_READS"  # in the environment: the file for the names of what was read
 CELL, NOTEBOOK = 8_000_000, 20_000_000  # characters that a cell may put out, and that a notebook keeps
 CUT = "\n[The output is cut off here: a cell may put out 8 MB, and a notebook keeps 20 MB.]\n"
-LINE, VALUE = 60, 100  # what each line and each value cost besides their characters
+LINE, MESSAGE, SHOWN = 60, 300, 4000  # what a line, a message and a display cost besides their characters
 OUTPUTS = ("stream", "display_data", "execute_result", "update_display_data", "comm_open", "comm_msg")
-HELPERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+ROOM = os.path.dirname(os.path.abspath(__file__))
+HELPERS = os.path.dirname(ROOM)
 
 
 class Limit:
@@ -44,31 +43,28 @@ class Limit:
             return kind, content
         if cell in self.is_cut:
             return None
-        room, cost = max(0, min(CELL - self.spent[cell], NOTEBOOK - self.kept)), size(content)
+        room, cost = max(0, min(CELL - self.spent[cell], NOTEBOOK - self.kept)), size(kind, content)
         if cost > room:
             self.is_cut.add(cell)
-            text = content["text"][:room] if kind == "stream" else ""
-            kind, content = "stream", {"name": "stdout", "text": text[: len(text) * room // size(text)] + CUT}
-            cost = size(content)
+            text = content["text"] if kind == "stream" else ""
+            kind, content = "stream", {"name": "stdout", "text": text[: len(text) * room // cost] + CUT}
+            cost = size(kind, content)
         self.spent[cell] += cost
         self.kept += cost * (kind != "update_display_data")
         return kind, content
 
 
-def size(value: object) -> int:
-    """What a value costs to keep: its characters, and something for each line and for each value."""
-    if isinstance(value, dict | list):
-        return VALUE + sum(size(item) for item in (value.values() if isinstance(value, dict) else value))
-    return VALUE + (len(value) + LINE * value.count("\n") if isinstance(value, str) else len(str(value)))
+def size(kind: str, content: dict) -> int:
+    """What an output costs to keep and to put on a page, in characters."""
+    text = json.dumps(content, default=str)
+    return len(text) + LINE * text.count("\\n") + MESSAGE + SHOWN * (kind in ("display_data", "execute_result"))
 
 
 def shorten_error(content: dict) -> dict:
-    """An error, or the reply that reports one, without the middle of long texts."""
-    short = {name: content[name][:10_000] for name in ("ename", "evalue") if isinstance(content.get(name), str)}
-    frames = content.get("traceback")
-    if isinstance(frames, list):
-        frames = frames if len(frames) < 40 else [*frames[:5], "...", *frames[-30:]]
-        short["traceback"] = [f if len(f) < 20_000 else f"{f[:10_000]}\n...\n{f[-10_000:]}" for f in frames]
+    """An error, or the reply that reports one, without the beginnings of long texts."""
+    short = {name: content[name][-10_000:] for name in ("ename", "evalue") if isinstance(content.get(name), str)}
+    if isinstance(content.get("traceback"), list):
+        short["traceback"] = [frame[-20_000:] for frame in content["traceback"][-30:]]
     return content | short
 
 
@@ -89,53 +85,38 @@ def limit_output() -> None:
     Session.send = limited
 
 
-class Reads:
-    """The hash of each file of the helpers, and of each record of this run, as it was when it was read.
+def note_reads(shell) -> None:
+    """After each cell, name the files of the helpers and the records of this run that were read, in the file for it.
 
-    What serves to run notebooks decides no result, and is left out.
+    What serves to run notebooks decides no result, and is left out; so is a record that the notebook itself wrote.
     """
+    read, written, runs = set(), set(), os.path.join(os.environ[FOLDER], "")
 
-    def __init__(self, runs: str):
-        self.runs, self.hashes, self.written, self.hashing = os.path.join(runs, ""), {}, set(), threading.local()
+    def hook(event: str, arguments: tuple) -> None:  # Python calls it for every file that is opened or renamed
+        if event == "open" and isinstance(arguments[0], str):
+            note(os.path.abspath(arguments[0]))
+        elif event == "os.rename":
+            written.add(os.fspath(arguments[1]))
 
-    def hook(self, event: str, arguments: tuple) -> None:
-        """An audit hook: Python calls it for every file that is opened or renamed."""
-        if event == "open" and isinstance(arguments[0], str) and not hasattr(self.hashing, "now"):
-            self.note(arguments[0], isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE == os.O_RDONLY)
-        elif event == "os.rename" and isinstance(arguments[1], str | os.PathLike):
-            self.note(os.fspath(arguments[1]), False)
+    def note(path: str) -> None:
+        code = path.startswith(HELPERS) and not path.startswith(ROOM) and not path.endswith(".pyc")
+        if code or (path.startswith(runs) and path.endswith(FILE_NAME)):
+            read.add(path)
 
-    def note(self, path: str, read: bool) -> None:
-        """Note that a file was read, or was written, which makes it a result of this notebook."""
-        path = os.path.abspath(path)
-        code = path.startswith(HELPERS) and not path.startswith(os.path.dirname(os.path.abspath(__file__)))
-        if not code and not (path.startswith(self.runs) and path.endswith(os.sep + FILE_NAME)):
-            return
-        self.hashing.now = True
-        with suppress(OSError, ValueError):  # there is no such file, which its reader is about to learn
-            path = importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
-            if not read:
-                self.written.add(path)
-                self.hashes.pop(path, None)
-            elif path not in self.written:
-                present = sha256(Path(path))
-                self.hashes[path] = present if self.hashes.get(path, present) == present else "changed"
-        del self.hashing.now
+    def report(*_) -> None:
+        for module in [*sys.modules.values()]:
+            note(getattr(module, "__file__", None) or "")
+        with suppress(OSError):  # a disk that is full: the notebook then runs again the next time
+            Path(os.environ[READS]).write_text(json.dumps(sorted(read - written)), encoding="utf-8")
+
+    note(os.path.join(HELPERS, "profiles.toml"))  # which settings has read by now
+    sys.addaudithook(hook)
+    shell.events.register("post_run_cell", report)
 
 
 def load_ipython_extension(shell) -> None:
     """Begin to limit and to note."""
     limit_output()
-    reads = Reads(os.environ[FOLDER])
-    for name in [getattr(module, "__file__", None) for module in [*sys.modules.values()]]:
-        reads.note(name or "", True)
-    reads.note(os.path.join(HELPERS, "profiles.toml"), True)  # which settings has read by now
-    sys.addaudithook(reads.hook)
+    note_reads(shell)
     thread = shell.kernel.iopub_thread  # its socket would drop what comes faster than it is fetched
     thread.schedule(lambda: thread.socket.setsockopt(zmq.SNDHWM, 0))
-
-    def report(*_) -> None:
-        with suppress(OSError):  # a disk that is full: the notebook then runs again the next time
-            Path(os.environ[READS]).write_text(json.dumps(reads.hashes), encoding="utf-8")
-
-    shell.events.register("post_run_cell", report)

@@ -12,12 +12,7 @@ from helpers.headless.masking import mask_secrets
 from helpers.records import write_atomically
 
 _MARKS = {"ok": "passed", "running": "was running"}
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid #8886 }
-pre { overflow: auto; padding: 1rem; border: 1px solid #8886; font-size: 13px } .number { text-align: right }
-img { max-width: 100%; background: white } .result { overflow-x: auto } pre, td { white-space: pre-wrap }
-"""
+_INDEX = Path(__file__).with_name("index.html.j2")
 
 
 def headings(cells: list) -> list[str]:
@@ -143,32 +138,13 @@ def write_index(folder: Path, profile: str, notebooks: dict[str, dict]) -> Path:
         profile: its name.
         notebooks: the entries of the status file by name.
     """
-    rows, failures, story = [], [], []
-    for name, entry in sorted(notebooks.items()):
-        title, state = html.escape(name), html.escape(_MARKS.get(entry["status"], entry["status"]))
-        link = f'<a href="notebooks/{title}.html">{title}</a>' if entry.get("page") else title
-        seconds = "" if entry.get("seconds") is None else f"{entry['seconds']:.0f}"
-        rows.append(f'<tr><td>{link}</td><td>{state}</td><td class="number">{seconds}</td></tr>')
-        results = folder / "notebooks" / f"{name}.story.html"
-        if entry["status"] == "ok" and entry.get("page") and results.is_file():
-            story.append(results.read_text(encoding="utf-8"))
-        if entry["status"] not in _MARKS:
-            failures.append(_failure(title, state, entry))
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Fine-tuning notebooks</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>Profile {html.escape(profile)}</h1>{''.join(failures)}{''.join(story)}"
-        f'<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th class="number">seconds</th></tr>'
-        f"{''.join(rows)}</table></body></html>"
-    )
+    from jinja2 import Template
+
+    passed = [name for name, entry in sorted(notebooks.items()) if entry["status"] == "ok" and entry.get("page")]
+    stories = [folder / "notebooks" / f"{name}.story.html" for name in passed]
+    page = Template(_INDEX.read_text(encoding="utf-8"), autoescape=True).render(
+        profile=profile, notebooks=sorted(notebooks.items()), marks=_MARKS,
+        story=[story.read_text(encoding="utf-8") for story in stories if story.is_file()],
+    )  # fmt: skip
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
-
-
-def _failure(title: str, state: str, entry: dict) -> str:
-    where = f"Cell {entry['cell']} of {entry.get('cells')}, {entry.get('heading')}: " if entry.get("cell") else ""
-    blocks = [f"<h2>{title}: {state}</h2><p>{html.escape(where + (entry.get('why') or ''))}</p>"]
-    for heading, name in (("The cell", "source"), ("The last lines of its output", "last_lines")):
-        if entry.get(name):
-            blocks.append(f"<h3>{heading}</h3><pre>{html.escape(entry[name])}</pre>")
-    return "".join(blocks)

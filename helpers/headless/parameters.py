@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
-from dataclasses import fields
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.headless.masking import mask_secrets, secret_name
 from helpers.records import read_json
-from helpers.settings import ROOT, Settings, SettingsError, checked, nearest, shown
+from helpers.settings import ROOT, SettingsError, checked, nearest, shown
+from helpers.storage import misfit
 
 NOTEBOOKS = ROOT / "notebooks"
 NAME = r"\d\d_\w{1,100}"  # of a notebook of the series
 _OWN_OPTION = ("profile", "runs_dir")
-_KINDS = {f.name: f.type.split(" | ")[0] for f in fields(Settings)}
 
 
 class UsageError(ValueError):
@@ -31,16 +30,15 @@ def find_notebooks(wanted: str = "") -> list[Path]:
         UsageError: for a name that matches none.
     """
     every = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.fullmatch(NAME, p.stem))
-    words = wanted.replace(",", " ").split()
-    chosen = set() if words else set(every)
-    for word in words:
-        match = [p for p in every if p.stem == Path(word).stem or p.stem[:2] == word]
-        if not match:
-            raise UsageError(f"there is no notebook {word!r}; {nearest(word, [p.stem for p in every])}")
-        chosen |= {*match}
     if not every:
         raise UsageError(f"there are no notebooks in {NOTEBOOKS}")
-    return sorted(chosen)
+    chosen = set()
+    for word in wanted.replace(",", " ").split():
+        match = {p for p in every if Path(word).stem in (p.stem, p.stem[:2])}
+        if not match:
+            raise UsageError(f"there is no notebook {word!r}; {nearest(word, [p.stem for p in every])}")
+        chosen |= match
+    return sorted(chosen) or every
 
 
 def read_notebook(path: Path) -> dict:
@@ -55,8 +53,7 @@ def read_notebook(path: Path) -> dict:
 
     content = read_json(path, error, {"cells": list, "metadata": dict})
     for cell in content["cells"]:
-        shape = isinstance(cell, dict) and (type(cell.get(name)) for name in ("cell_type", "metadata", "source"))
-        if not shape or tuple(shape) not in ((str, dict, str), (str, dict, list)):
+        if misfit(cell, {"cell_type": str, "metadata": dict, "source": str | list}, "cell", whole=True):
             raise error("a cell is no cell")
         cell["source"] = "".join(map(str, cell["source"]))
     return content
@@ -103,49 +100,37 @@ def parse_parameters(given: str | dict, notebooks: list[Path]) -> dict[str, obje
     known = {name for path in notebooks for name in parameters_of(path)} - {*_OWN_OPTION}
     values: dict[str, object] = {}
     for name, value in _pairs(given) if isinstance(given, str) else given.items():
-        _check_name(name, known)
+        shown_name = mask_secrets(name)[:80]
+        if name in _OWN_OPTION:
+            raise UsageError(f"{name} is not among the parameters: give it as {name.upper()}=… to make")
+        if mask_secrets(str(value)) != str(value) or (secret_name(name) and not nearest(name, known).startswith("did")):
+            raise UsageError(
+                f"{shown_name} looks like a secret: parameters are saved in the notebook and in the status file; use "
+                "`hf auth login`"
+            )
+        if name not in known:
+            raise UsageError(f"no notebook that would run has a parameter {shown_name!r}; {nearest(name, known)}")
         if name in values:
             raise UsageError(f"{name} is given twice")
-        if mask_secrets(str(value)) != str(value):
-            raise UsageError(f"the value of {name} looks like a secret: {_NO_SECRETS}")
         try:
-            values[name] = checked(name, _typed(name, value) if isinstance(value, str) else value)
+            values[name] = checked(name, _typed(value) if isinstance(value, str) else value)
         except SettingsError as error:
             raise UsageError(str(error)) from None
     return values
 
 
-_NO_SECRETS = "parameters are saved in the notebook and in the status file; use `hf auth login`"
-
-
 def _pairs(text: str) -> list[tuple[str, str]]:
-    pairs = []
-    for word in text.split():
-        name, equals, raw = word.partition("=")
-        if not (name and equals and raw):
-            word = mask_secrets(word)[:80]
+    pairs = [tuple(word.split("=", 1)) for word in text.split()]
+    for pair in pairs:
+        if len(pair) < 2 or not all(pair):
+            word = mask_secrets("=".join(pair))[:80]
             raise UsageError(f"{word!r} is not of the form name=value (no spaces around = or inside the value)")
-        pairs.append((name, raw))
     return pairs
 
 
-def _check_name(name: str, known: set[str]) -> None:
-    if name in known:
-        return
-    if name in _OWN_OPTION:
-        raise UsageError(f"{name} is not among the parameters: give it as {name.upper()}=… to make")
-    if secret_name(name) and not difflib.get_close_matches(name, known, cutoff=0.8):
-        raise UsageError(f"{mask_secrets(name)[:80]!r} looks like a secret: {_NO_SECRETS}")
-    hint = nearest(name, known) if known else "those notebooks have no parameters"
-    raise UsageError(f"no notebook that would run has a parameter {mask_secrets(name)[:80]!r}; {hint}")
-
-
-def _typed(name: str, text: str) -> object:
-    kind = _KINDS.get(name, "str")
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except (ValueError, KeyError):
-        expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
-        raise UsageError(f"{name} must be {expected}, not {text[:80]!r}") from None
+def _typed(text: str) -> object:
+    """A number or a truth value, where the text is one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -8,7 +8,6 @@ where it stopped. :func:`run_all` does the same from Python.
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import signal
 import sys
@@ -18,12 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.engine.locks import locked
 from helpers.headless.display import visible
 from helpers.headless.masking import mask_secrets
 from helpers.headless.pages import write_index
 from helpers.headless.parameters import UsageError, find_notebooks, parameters_of, parse_parameters
-from helpers.headless.processes import end_processes, executing, locked, of_run
-from helpers.headless.status import Status, inputs
+from helpers.headless.processes import end_processes, executing, of_run
+from helpers.headless.status import Status, states
 from helpers.records import now
 from helpers.settings import PROFILES, ROOT, nearest, shown
 
@@ -64,7 +64,7 @@ def run_all(
     chosen = find_notebooks(notebooks)
     given = parse_parameters(parameters, chosen)
     folder = ROOT / runs_dir / profile
-    with locked(folder):
+    with locked(folder, UsageError):
         end_processes(of_run(folder))  # what a run left that was itself killed
         run = Run(profile, given, runs_dir, cell_timeout, notebook_timeout, Status(folder, profile), say)
         return run.series(chosen, fresh)
@@ -127,7 +127,7 @@ class Run:
         status.begin(notebook, started=now(), parameters=given)
         ended: dict = {"end": "interrupted", "why": "the runner itself ended; the same command goes on from here"}
         try:
-            before, former = inputs(notebook, given), status.records(notebook, given)
+            before, former = states(notebook, given), status.records(notebook, given)
             ended = self._watch(notebook, given)
             reads = ended.pop("reads", None)
             if ended["end"] == "ok" and (missing := status.missing_records(notebook, given, former)):
@@ -146,7 +146,7 @@ class Run:
         too_long = f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
         limits, started = {too_long: time.monotonic() + self.notebook_timeout}, time.monotonic()
         cell, ended, signals, line = None, {}, 0, f"  {notebook.stem}"
-        with executing(job, self.status.folder) as (child, reports):
+        with executing(job, self.status.folder) as (child, next_report):
             while True:
                 over = [why for why, until in limits.items() if time.monotonic() > until]
                 if over or self.signals > signals:
@@ -157,12 +157,10 @@ class Run:
                     limits, signals = {"": time.monotonic() + PAGE_SECONDS}, self.signals
                     child.terminate()  # it keeps what there is, and makes a page of it
                 self._draw(f"{line}  {time.monotonic() - started:.0f} s")
-                try:
-                    report = reports.get(timeout=0.5)
-                except queue.Empty:
+                report = next_report(0.5)
+                self._draw("")
+                if report is None:
                     continue
-                finally:
-                    self._draw("")
                 if "end" in report:
                     return {"cell": cell} | report | ended
                 cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"

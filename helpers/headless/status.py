@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.headless.masking import mask_secrets
 from helpers.headless.parameters import NAME, promised
 from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, write_atomically
 from helpers.settings import PROFILES, ROOT, shown
-from helpers.storage import sha256_if_there
+from helpers.storage import misfit, sha256_if_there
 
+HELPERS = ROOT / "helpers"
 STATES = ("running", "ok", "failed", "timed out", "interrupted", "killed")
-_SHAPE = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished", "digest"), str)
-_SHAPE |= dict.fromkeys(("cell", "cells", "seconds", "peak"), int | float) | {"used": list, "parameters": dict}
+_ENTRY = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished", "digest"), str | None)
+_ENTRY |= dict.fromkeys(("cell", "cells", "seconds", "peak"), int | float | None) | {"used": [str], "parameters": dict}
 
 
 class Status:
@@ -27,7 +30,9 @@ class Status:
         self.profile, self.notebooks, self.damaged = profile, {}, False
         try:
             entries = read_json(self.file, RecordError, {"notebooks": dict})["notebooks"]
-            self.notebooks = {name: entry for name, entry in entries.items() if _is_entry(name, entry)}
+            for name, entry in entries.items():
+                if re.fullmatch(NAME, name) and not misfit(entry, _ENTRY, name, whole=False):
+                    self.notebooks |= {name: entry} if entry.get("status") in STATES else {}
             self.damaged = len(self.notebooks) < len(entries)
         except FileNotFoundError:
             pass
@@ -49,16 +54,17 @@ class Status:
         content = {"profile": self.profile, "notebooks": dict(sorted(self.notebooks.items()))}
         write_atomically(self.file, json.dumps(content, indent=1))
 
-    def used(self, notebook: Path, parameters: dict, before: dict[str, str], reads: dict[str, str] | None) -> dict:
+    def used(self, notebook: Path, parameters: dict, before: dict[str, tuple], reads: list[str] | None) -> dict:
         """For the entry of a notebook that passed: all that it used and made, and one hash over that.
 
         Args:
-            before: :func:`inputs` as they were when it started.
-            reads: the hash of each file that its kernel read, as it was then; None if that is not known.
+            before: :func:`states` when it started.
+            reads: the other files that its kernel read; None if that is not known.
         """
-        after = inputs(notebook, parameters)
-        hashes = {name: digest if after.get(name) == digest else "changed" for name, digest in before.items()}
-        hashes |= {shown(path): digest for path, digest in (reads or {}).items()} | self.records(notebook, parameters)
+        names = [shown(path) for path in [*inputs(notebook, parameters), *map(Path, reads or [])]]
+        changed = {name for name, state in before.items() if _state(name) != state}
+        hashes = {name: "changed" if name in changed else _hash(name) for name in names}
+        hashes |= self.records(notebook, parameters)
         return {"used": sorted(hashes), "digest": None if reads is None else combined(parameters, hashes)}
 
     def up_to_date(self, notebook: Path, parameters: dict) -> bool:
@@ -91,21 +97,25 @@ class Status:
         return missing
 
 
-def _is_entry(name: str, entry: object) -> bool:
-    """Whether a name and an entry of the file have the shape that this module writes."""
-    if not re.fullmatch(NAME, name) or not isinstance(entry, dict) or entry.get("status") not in STATES:
-        return False
-    present = {key: value for key, value in entry.items() if key in _SHAPE and value is not None}
-    fits = all(isinstance(value, _SHAPE[key]) and not isinstance(value, bool) for key, value in present.items())
-    return fits and all(isinstance(file, str) for file in entry.get("used") or [])
-
-
-def inputs(notebook: Path, parameters: dict) -> dict[str, str]:
-    """The hash of the notebook and of each local file of its data, by name."""
+def inputs(notebook: Path, parameters: dict) -> list[Path]:
+    """The notebook and each local file of its data."""
     files, data = [notebook], Path(str(parameters.get("data") or "bundled")).expanduser()
     for path in (notebook.parent / data, ROOT / data):
         files += [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else []
-    return {shown(path): _hash(path) for path in files}
+    return files
+
+
+def states(notebook: Path, parameters: dict) -> dict[str, tuple | None]:
+    """The state of each file that may not change while a notebook runs: its inputs and the helpers, by name."""
+    return {shown(path): _state(path) for path in [*inputs(notebook, parameters), *HELPERS.rglob("*.*")]}
+
+
+def _state(path: str | Path) -> tuple | None:
+    """What is another one after a file was written, whatever its times were set to; None without a file."""
+    with suppress(OSError, ValueError):
+        status = os.stat(ROOT / path)
+        return status.st_ino, status.st_size, status.st_ctime_ns
+    return None
 
 
 def combined(parameters: dict, hashes: dict[str, str]) -> str:

@@ -1,7 +1,6 @@
 """A tool on PATH that prints what a test wants, and findings for a machine made of facts."""
 
 from helpers.doctor import examine
-from helpers.doctor.cards import Reading
 from helpers.doctor.machine import Machine
 from tests.doctor.faked import FILES, ON_CPU, plant
 
@@ -32,9 +31,9 @@ def tools_on_path(tmp_path, monkeypatch):
 def judged(tmp_path):
     """Findings by check for a machine with these probes, cards, files and variables."""
 
-    def judge(probes=ON_CPU, cards=(), files=None, processes=(), troubles=(), **environment) -> dict[str, list]:
+    def judge(probes=ON_CPU, cards=(), files=None, processes=(), trouble="", **environment) -> dict[str, list]:
         root = plant(tmp_path / "root", FILES if files is None else files)
-        machine = Machine(root, environment, Reading(list(cards), list(processes), list(troubles)), Reading(), probes)
+        machine = Machine(root, environment, probes, list(cards), processes=list(processes), trouble=trouble)
         findings: dict[str, list] = {}
         for one in examine(machine):
             findings.setdefault(one.check, []).append(one)

@@ -9,7 +9,7 @@ from tests.doctor.test_readings import MI300X, TREES
 
 import pytest
 
-NO_REMEDY = {("all", "not_read"), ("tools", "silent")}  # whatever was not known when this was written
+NO_REMEDY = {("all", "not_read"), ("sensors", "silent")}  # whatever was not known when this was written
 
 
 def test_a_machine_without_a_gpu_gets_an_unalarming_table(judged):
@@ -51,7 +51,7 @@ def test_a_rocm_build_that_sees_no_gpu_says_so(judged):
 
 
 def test_a_gpu_that_no_wheel_serves_leaves_the_cpu(judged):
-    found = judged(ON_CPU, [Card(0, "Raphael", "gfx1036", 2**29)])
+    found = judged(ON_CPU, [Card("Raphael", "gfx1036", 2**29)])
     assert levels(found, "GPU") == ["ok"] and "runs on the CPU" in found["GPU"][0].says
 
 
@@ -91,7 +91,7 @@ def test_visible_devices(judged, probes, variables, expected, words):
 
 
 def test_the_processors_graphics_beside_a_card_are_to_be_hidden(judged):
-    cards = [Card(0, "AMD Radeon RX 7900 XTX", "gfx1100", 24 * 2**30), Card(1, "Raphael", "gfx1036", 2**29)]
+    cards = [Card("AMD Radeon RX 7900 XTX", "gfx1100", 24 * 2**30), Card("Raphael", "gfx1036", 2**29)]
     small = {"name": "AMD Radeon Graphics", "gfx": "gfx1036", "integrated": True, "total": 2**29, "free": 2**28}
     found = judged(hip({"name": "x", "gfx": "gfx1100"}, small), cards)["Visible devices"]
     assert found[0].level == "warning" and "ROCR_VISIBLE_DEVICES=0" in found[0].remedy
@@ -109,10 +109,10 @@ def test_versions_far_apart(judged):
 
 
 def test_memory_names_its_owners_and_never_believes_more_free_than_there_is(judged):
-    held = [Process(4711, "python3", int(90e9), 0), Process(5, "tiny", 10, 0)]
+    held = [Process(4711, "python3", 90e9, 0), Process(5, "tiny", 10, 0)]
     taken = judged(hip({"free": 110e9}), [CARD], processes=held)["GPU memory"]
     assert taken[0].level == "warning" and "python3 (4711) holds 90 GB" in taken[0].says and "tiny" not in taken[0].says
-    desktop = judged(hip({}), [replace(CARD, used=int(50e9))])["GPU memory"][0]  # HIP says 205 GB free
+    desktop = judged(hip({}), [replace(CARD, used=50e9)])["GPU memory"][0]  # HIP says 205 GB free
     assert desktop.level == "warning" and "156 GB of 206 GB free" in desktop.says
     strange = judged(hip({"free": 400e9}), [CARD])["GPU memory"][0]
     assert strange.level == "warning" and "more memory free" in strange.says
@@ -125,7 +125,7 @@ def test_parts_and_sharing_are_explained(judged):
     assert "half of the card" in two["Shared or divided"][0].says
     halo = judged(
         hip({"gfx": "gfx1151", "name": "8060S", "integrated": True}),
-        [Card(0, "8060S", "gfx1151", 2**32, gtt_total=96 * 2**30)],
+        [Card("8060S", "gfx1151", 2**32, gtt_total=96 * 2**30)],
     )
     assert "may use 103 GB more" in halo["Shared or divided"][0].says
 

@@ -1,19 +1,8 @@
-"""4-bit weights are tried on the device, and a fault becomes a reason."""
+"""What bitsandbytes brings is listed by the names of its compiled libraries."""
 
-from helpers.device import describe
 from helpers.doctor import four_bit
 
-import bitsandbytes
 
-
-def test_a_device_is_tried_and_a_fault_becomes_a_reason(monkeypatch):
-    works, tried = four_bit.runs(describe().torch_name)
-    assert works and "forward and backward" in tried
-    assert {"cpu", four_bit.wanted_library()} <= set(four_bit.libraries())
-    assert any(name.startswith("rocm") for name in four_bit.libraries())
-
-    def broken(*_, **__):
-        raise RuntimeError("no kernel image is available")
-
-    monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
-    assert four_bit.runs("cpu") == (False, "RuntimeError: no kernel image is available")
+def test_the_libraries_of_the_wheel_are_listed():
+    found = four_bit.libraries()
+    assert "cpu" in found and any(name.startswith("rocm") for name in found)

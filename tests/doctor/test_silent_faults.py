@@ -1,7 +1,7 @@
 """Faults that give no message, or the wrong one: each kind with at least three members, on facts and recorded outputs."""
 
-from helpers.doctor import tools, trials
-from helpers.doctor.cards import Card
+from helpers.doctor import trials
+from helpers.doctor.cards import Card, ask_amd, parse
 from helpers.doctor.machine import Machine, read_amd
 from helpers.doctor.probes import NAMES
 from tests.doctor.faked import CARD, FILES, hip, levels, plant
@@ -30,12 +30,11 @@ def _static(*lines: str) -> str:
         (_static("ACCELERATOR_PARTITION: CPX", "MEMORY_PARTITION: NPS4"), "CPX", "NPS4"),
         (_static("COMPUTE_PARTITION: DPX", "MEMORY_PARTITION: NPS2"), "DPX", "NPS2"),
         (_static("ACCELERATOR_PARTITION: N/A", "COMPUTE_PARTITION: QPX"), "QPX", None),
-        ('{"gpu_data": [{"gpu": 0, "partition": {"accelerator_partition": "CPX"}}]}', "CPX", None),
-        ('[{"gpu": 0, "partition": {"compute_partition": "TPX", "memory_partition": "NPS1"}}]', "TPX", "NPS1"),
+        (_static("ACCELERATOR_PARTITION: CPX", "MEMORY_PARTITION: N/A"), "CPX", None),
     ],
 )
 def test_a_divided_card_is_known_by_every_name_of_its_partition(judged, output, compute, memory):
-    (card,) = tools.parse(output).cards
+    (card,) = parse(output)
     assert (card.compute_partition, card.memory_partition) == (compute, memory)
     (finding,) = judged(hip({"name": "AMD Instinct MI300X"}), [card])["Shared or divided"]
     assert finding.level == "warning" and f"divided ({compute}, {memory or 'memory mode unknown'})" in finding.says
@@ -45,12 +44,12 @@ def test_a_divided_card_is_known_by_the_kernel_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     card = "sys/class/drm/card1/device/"
     root = plant(tmp_path, {card + "vendor": "0x1002", card + "current_compute_partition": "CPX"})
-    assert read_amd(root).cards[0].compute_partition == "CPX"
+    assert read_amd(root)["amd"][0].compute_partition == "CPX"
 
 
 @pytest.mark.parametrize("partition", ["SPX", "N/A", ""])
 def test_a_whole_card_is_not_called_divided(judged, partition):
-    cards = tools.parse(_static(f"ACCELERATOR_PARTITION: {partition}")).cards
+    cards = parse(_static(f"ACCELERATOR_PARTITION: {partition}"))
     assert "Shared or divided" not in judged(hip({}), cards)
 
 
@@ -65,7 +64,6 @@ FORMS = {
     "as the issue gives it": _printed("ERROR: "),
     "through Python's logging": _printed("ERROR:root:"),
     "on the output": _printed("ERROR: ", to=""),
-    "as JSON": {"": f'!echo \'{{"error": "{NO_DRIVER}", "code": -32}}\'; exit 1'},
     "behind a warning": {
         "": f"!printf 'WARNING: User is missing groups: render\\nERROR:root:{NO_DRIVER}\\n' >&2; exit 1"
     },
@@ -75,8 +73,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_healthy_wsl_shows_the_tools_own_sentence_once_and_no_warning(judged, tools_on_path, tmp_path, form):
     tools_on_path(FORMS[form])
-    reading = read_amd(tmp_path / "empty", seconds=5)
-    findings = judged(hip({"name": "AMD Radeon RX 7900 XTX", "gfx": "gfx1100"}), (), WSL, troubles=reading.troubles)
+    trouble = read_amd(tmp_path / "empty", seconds=5)["trouble"]
+    findings = judged(hip({"name": "AMD Radeon RX 7900 XTX", "gfx": "gfx1100"}), (), WSL, trouble=trouble)
     (sensors,) = findings["Sensors"]
     assert sensors.level == "ok" and NO_DRIVER in sensors.says and "WSL" in sensors.says and sensors.remedy
     assert levels(findings, "Device files") == ["ok"]
@@ -94,22 +92,21 @@ def test_a_healthy_wsl_shows_the_tools_own_sentence_once_and_no_warning(judged, 
     ids=["no driver", "container", "driver in the kernel", "torch alone sees it"],
 )
 def test_the_same_sentence_elsewhere_gets_the_remedy_of_that_place(judged, files, cards, probes, level, words):
-    trouble = f"amd-smi says: {NO_DRIVER}"
-    (finding,) = judged(probes, cards, files, troubles=[trouble, trouble])["Sensors"]
+    (finding,) = judged(probes, cards, files, trouble=f"amd-smi says: {NO_DRIVER}")["Sensors"]
     assert finding.level == level and NO_DRIVER in finding.says and words in finding.remedy
 
 
 @pytest.mark.parametrize(
     ("printed", "sentence"),
     [
-        ("ERROR: Failed to open /dev/kfd: permission denied", "Failed to open /dev/kfd: permission denied"),
-        ("CRITICAL:root:No GPU was found.", "No GPU was found"),
-        ('[]\n{"error_message": "Command \'x\' is not supported"}', None),
-        ("usage: amd-smi [-h]", None),
+        ("ERROR: Failed to open /dev/kfd: permission denied", "says: Failed to open /dev/kfd: permission denied"),
+        ("CRITICAL:root:No GPU was found.", "says: No GPU was found"),
+        ("usage: amd-smi [-h]", "printed nothing that could be understood"),
     ],
 )
-def test_only_a_sentence_counts_as_the_tools_own(printed, sentence):
-    assert tools.own_sentence(printed) == (sentence and f"says: {sentence}")
+def test_only_a_sentence_counts_as_the_tools_own(tools_on_path, printed, sentence):
+    tools_on_path({"": printed})
+    assert ask_amd() == ([], f"amd-smi {sentence}")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +178,7 @@ def test_one_row_alone_is_enough_to_be_found_wrong(judged):
 )
 def test_a_silent_fall_to_the_math_kernel_is_a_warning(judged, kernels, variables, level, words):
     probes = hip({"gfx": "gfx1100"}) | {"attention": {"error": 0.004, "kernels": kernels}}
-    (finding,) = judged(probes, [Card(0, "AMD Radeon RX 7900 XTX", "gfx1100")], **variables)["Attention"]
+    (finding,) = judged(probes, [Card("AMD Radeon RX 7900 XTX", "gfx1100")], **variables)["Attention"]
     assert finding.level == level and words in finding.says
     assert level == "ok" or variables or "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1" in finding.remedy
 

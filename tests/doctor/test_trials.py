@@ -16,14 +16,14 @@ import pytest
     ("probe", "result", "check", "level"),
     [
         ("bf16", {"error": 1.0}, "bf16", "problem"),
-        ("attention", {"error": 1e9}, "Attention", "problem"),
-        ("attention", {"error": 0.7}, "Attention", "problem"),
+        ("attention", {"error": 1e9, "kernels": {}}, "Attention", "problem"),
+        ("attention", {"error": 0.7, "kernels": {}}, "Attention", "problem"),
         ("attention", {"failed": "the process ended with SIGSEGV"}, "Attention", "problem"),
         ("attention", {"failed": "no answer within 60 s"}, "Attention", "warning"),
         ("varlen", {"failed": "RuntimeError: not supported"}, "Packed attention", "warning"),
         ("varlen", {"failed": "its result is off by 0.3"}, "Packed attention", "warning"),
         ("four_bits", {"failed": "OSError: libamdhip64"}, "4 bits", "warning"),
-        ("four_bits", {"version": "1", "library": None, "error": 1.4}, "4 bits", "problem"),
+        ("four_bits", ON_CPU["four_bits"] | {"library": None, "error": 1.4}, "4 bits", "problem"),
         ("four_bits", ON_CPU["four_bits"], "4 bits", "warning"),
         ("speed", {"n": 8192, "fp32": 90.0, "bf16": 100.0, "copy": 3900.0}, "Speed", "warning"),
         ("packages", {"trl": [None, "ImportError: x"]}, "Packages", "problem"),
@@ -63,9 +63,16 @@ def test_probes_that_die_or_hang_cost_only_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", str(script))
     found = probes.ask(["good", "dies", "hangs", "good2"], seconds=0.4)
     assert found["good"] == {"x": 1} and found["dies"] == {"failed": "the process ended with SIGSEGV"}
-    assert found["hangs"] == {"failed": "no answer within 0.4 s"} and found["good2"] == {
-        "failed": "the process ended with code 0"
-    }
+    assert found["hangs"] == {"failed": "the process gave no answer within 0.4 s"}
+    assert found["good2"] == {"failed": "the process ended with code 0"}
+
+
+def test_a_trial_that_the_others_left_no_time_gets_a_process_of_its_own(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nfor a in $*; do case $a in slow*) sleep 0.6; echo '{\"x\": 1}';; esac; done\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(script))
+    assert probes.ask(["slow1", "slow2"], seconds=1) == {"slow1": {"x": 1}, "slow2": {"x": 1}}
 
 
 def test_the_report_names_each_level_in_words_and_a_source_only_beside_a_remedy():

@@ -40,7 +40,7 @@ def is_answered(text: str) -> None:
 
     errors = io.StringIO()
     with (
-        mock.patch("helpers.headless.runner.locked", contextlib.nullcontext),
+        mock.patch("helpers.headless.runner.locked", lambda folder, error: contextlib.nullcontext()),
         mock.patch("helpers.headless.runner.of_run", lambda folder: []),
         mock.patch.object(Run, "series", series),
         contextlib.redirect_stderr(errors),
@@ -74,11 +74,12 @@ def test_random_parameters_are_answered(text):
         ("seed", "'seed' is not of the form name=value"),
         ("seed=", "'seed=' is not of the form name=value"),
         ("data=my file.jsonl", "'file.jsonl' is not of the form name=value (no spaces"),
-        ("max_steps=false", "max_steps must be a whole number, not 'false'"),
-        ("max_steps=1e3", "max_steps must be a whole number, not '1e3'"),
+        ("max_steps=false", "max_steps must be of type int, not bool (False)"),
+        ("max_steps=1e3", "max_steps must be of type int, not float (1000.0)"),
         ("max_steps=0", "max_steps must lie between 1 and 1,000,000"),
-        ("learning_rate=fast", "learning_rate must be a number, not 'fast'"),
+        ("learning_rate=fast", "learning_rate must be of type float, not str ('fast')"),
         ("learning_rate=nan", "learning_rate must be"),
+        ("learning_rate=TRUE", "learning_rate must be of type float, not bool"),
         ("seed=99999999999", "seed must lie between 0 and 4,294,967,295"),
         ({"seed": 1.5}, "seed must be of type int, not float"),
         ({"learning_rate": True}, "learning_rate must be of type float, not bool"),

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 
 from helpers import records
-from helpers.headless import kernel
-from helpers.headless.status import STATES, Status, inputs
+from helpers.headless import status as status_file
+from helpers.headless.status import STATES, Status, states
 from helpers.records import RunRecord
 from helpers.settings import ROOT
 
@@ -16,8 +14,9 @@ import pytest
 
 
 @pytest.fixture
-def passed(book):
+def passed(book, monkeypatch):
     """Two notebooks that passed: the first made a record with an adapter, the second read it, and both used data and code."""
+    monkeypatch.setattr(status_file, "HELPERS", book.folder / "helpers")
     first, second = book.write("00_first", "1", records=["lora"]), book.write("01_second", "2")
     rows, code = book.folder / "rows.jsonl", book.folder / "helpers/data.py"
     code.parent.mkdir()
@@ -35,8 +34,8 @@ def passed(book):
     status = Status(book.out, "tiny")
     (book.out / "notebooks").mkdir()
     for notebook, read in ((first, [code]), (second, [code, path])):
-        reads = {str(file): records.sha256(file) for file in read}
-        status.update(notebook, status="ok", **status.used(notebook, given, inputs(notebook, given), reads))
+        used = status.used(notebook, given, states(notebook, given), [str(file) for file in read])
+        status.update(notebook, status="ok", **used)
         (book.out / "notebooks" / notebook.name).touch()
     book.files = {"rows": rows, "code": code, "record": path, "adapter": adapter, "status": book.out / "status.json"}
 
@@ -119,6 +118,7 @@ def test_what_is_edited_while_a_notebook_runs_does_not_count_as_what_it_used(boo
     (copy / "extra.py").write_text("value = 1\n")
     rows.write_text("{}")
     monkeypatch.setenv("PYTHONPATH", str(copy.parent))
+    monkeypatch.setattr(status_file, "HELPERS", copy)
     notebook = book.write(
         "00_any", f"extra = {str(rows if edit == 'the rows' else copy / 'extra.py')!r}\n{EDITS[edit]}"
     )
@@ -127,28 +127,18 @@ def test_what_is_edited_while_a_notebook_runs_does_not_count_as_what_it_used(boo
     assert up_to_date == (edit == "nothing")
 
 
-def test_the_kernel_notes_the_helpers_and_records_that_it_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernel, "HELPERS", str(tmp_path / "helpers") + os.sep)
-    paths = [
-        tmp_path / name for name in ("helpers/a.py", "helpers/b.toml", "runs/lora-s0/record.json", "runs/x/other.json")
-    ]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("1")
-    reads = kernel.Reads(str(tmp_path / "runs"))
-    for path in paths:
-        reads.hook("open", (str(path), "r", os.O_RDONLY))
-    cached = Path(sys.implementation.cache_tag)
-    reads.hook("open", (str(tmp_path / f"helpers/__pycache__/a.{cached}.pyc"), "rb", os.O_RDONLY))
-    reads.hook("open", (str(tmp_path / "helpers/nowhere.py"), "r", os.O_RDONLY))
-    assert sorted(reads.hashes) == sorted(map(str, paths[:3]))
-    assert reads.hashes[str(paths[0])] == records.sha256(paths[0])
-    paths[0].write_text("2")
-    reads.hook("open", (str(paths[0]), "r", os.O_RDONLY))
-    assert reads.hashes[str(paths[0])] == "changed", "read twice, with two contents"
-    reads.hook("os.rename", (str(tmp_path / "new"), str(paths[2]), -1, -1))
-    reads.hook("open", (str(paths[2]), "r", os.O_RDONLY))
-    assert str(paths[2]) not in reads.hashes, "a record that the notebook itself wrote is a result"
+def test_the_kernel_names_the_helpers_and_records_that_it_read(book):
+    for run in ("lora-s0", "full-s0"):
+        RunRecord("lora", "tiny", 0).save(book.out / run)
+    load = f"from helpers.records import load\nrecord = load({str(book.out / 'lora-s0')!r})"
+    save = f"from pathlib import Path\nrecord.save(Path({str(book.out / 'full-s0')!r}))\nload({str(book.out / 'full-s0')!r})"
+    notebook = book.write("00_any", load, "import helpers.optimizer", save)
+    assert book.run() == "ok"
+    used = book.entry("00_any")["used"]
+    assert {"helpers/optimizer.py", "helpers/profiles.toml", str(book.out / "lora-s0/record.json")} < {*used}
+    assert str(notebook) in used and "helpers/comparison/tables.py" not in used
+    assert not [name for name in used if "headless" in name and "notebooks" not in name]
+    assert str(book.out / "full-s0/record.json") not in used, "a record that the notebook itself wrote is a result"
 
 
 SPOILT = [
@@ -172,7 +162,7 @@ def test_a_damaged_status_counts_nothing_as_passed_and_is_named(passed, text):
 @pytest.mark.parametrize(
     "change",
     [{"status": "fine"}, {"status": None}, {"used": []}, {"used": {}}, {"used": [1]}, {"digest": 1}, {"digest": None},
-     {"seconds": "long"}, {"cell": True}, {"why": ["x"]}, {"used": ["\0"]}],
+     {"seconds": "long"}, {"cell": "2"}, {"why": ["x"]}, {"used": ["\0"]}],
 )  # fmt: skip
 def test_a_damaged_entry_counts_as_never_run_and_the_others_stay(passed, change):
     content = json.loads(passed.files["status"].read_text())

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, whatever happens to the folder; and no process ends that is not provably of a dead run."""
+"""One run at a time in a folder, whatever happens to the folder; and no process ends that is not provably of a run that is over."""
 
 import os
 import re
@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 
-from helpers.engine.locks import in_use
-from helpers.headless import UsageError, locked
+from helpers.engine.locks import in_use, locked
+from helpers.headless import UsageError
 from helpers.headless.__main__ import main
-from helpers.headless.processes import FOLDER, RUNNER, _identity, end_processes, of_run
+from helpers.headless.processes import FOLDER, end_processes, of_run
 from helpers.settings import ROOT
 
 import psutil
@@ -18,7 +18,7 @@ import pytest
 
 def test_two_runs_into_one_folder(book):
     book.write("00_any", "1")
-    with locked(book.out):
+    with locked(book.out, UsageError):
         runner = book.start()
         out, errors = runner.communicate(timeout=60)
         assert runner.returncode == 2 and not out
@@ -26,14 +26,14 @@ def test_two_runs_into_one_folder(book):
             f"error: another run is using {book.out} (process {os.getpid()}): wait for it, or choose another "
             "RUNS_DIR (in a notebook: runs_dir)\n"
         )
-    with locked(book.out):
+    with locked(book.out, UsageError):
         assert list(book.out.iterdir()) == [], "the lock ends with its holder, and leaves no file"
 
 
 @pytest.mark.parametrize("what", ["deleted", "deleted and made again", "moved away", "another name for it"])
 def test_a_lock_outlives_its_folder(tmp_path, what):
     folder = tmp_path / "runs/tiny"
-    with locked(folder):
+    with locked(folder, UsageError):
         if what == "another name for it":
             (tmp_path / "link").symlink_to(tmp_path / "runs")
             folder = tmp_path / "link/tiny"
@@ -43,9 +43,12 @@ def test_a_lock_outlives_its_folder(tmp_path, what):
             folder.rmdir()
             if what == "deleted and made again":
                 folder.mkdir()
-        with pytest.raises(UsageError, match=f"another run is using .*process {os.getpid()}"), locked(folder):
+        with (
+            pytest.raises(UsageError, match=f"another run is using .*process {os.getpid()}"),
+            locked(folder, UsageError),
+        ):
             pass
-    with locked(folder):
+    with locked(folder, UsageError):
         pass
 
 
@@ -55,23 +58,23 @@ def test_a_lock_follows_no_link_and_writes_no_file(tmp_path):
     private.write_text("private")
     for name in (".lock", "status.json", ".status.json.tmp"):
         (folder / name).symlink_to(private)
-    with locked(folder):
+    with locked(folder, UsageError):
         assert private.read_text() == "private"
-    with pytest.raises(UsageError, match="cannot be written"), locked(private):
+    with pytest.raises(UsageError, match="cannot be written"), locked(private, UsageError):
         pass
 
 
 def test_a_lock_ends_with_a_killed_process(tmp_path):
-    hold = f"import pathlib, time\nfrom helpers.headless import locked\nwith locked(pathlib.Path({str(tmp_path)!r})):\n    print(flush=True)\n    time.sleep(60)"
+    hold = f"import pathlib, time\nfrom helpers.engine.locks import locked\nwith locked(pathlib.Path({str(tmp_path)!r}), OSError):\n    print(flush=True)\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE)
     holder.stdout.readline()
-    with pytest.raises(UsageError, match=f"process {holder.pid}"), locked(tmp_path):
+    with pytest.raises(UsageError, match=f"process {holder.pid}"), locked(tmp_path, UsageError):
         pass
     for _ in range(1100):  # asking who holds it does not fill anything up
         assert in_use(tmp_path)
     holder.kill()
     holder.wait()
-    with locked(tmp_path):
+    with locked(tmp_path, UsageError):
         pass
 
 
@@ -79,7 +82,7 @@ def test_clean_can_ask_whether_a_run_is_on(tmp_path, capsys):
     (tmp_path / "runs/tiny/lora-s0").mkdir(parents=True)
     assert main(["--in-use", str(tmp_path / "runs")]) == 0 == main(["--in-use", str(tmp_path / "nowhere")])
     for held in ("runs", "runs/tiny", "runs/tiny/lora-s0"):
-        with locked(tmp_path / held):
+        with locked(tmp_path / held, UsageError):
             assert main(["--in-use", str(tmp_path / "runs")]) == 2
         assert re.fullmatch(
             rf"error: a run is using {tmp_path}/{held}: wait for it, or stop it\n", capsys.readouterr().err
@@ -106,28 +109,20 @@ def sleeper():
         process.wait()
 
 
-def test_only_what_a_dead_run_left_in_this_folder_is_ended(tmp_path, sleeper):
-    dead = subprocess.Popen(["sleep", "100"])
-    its_runner = _identity(psutil.Process(dead.pid))
-    dead.kill()
-    dead.wait()
-    living = _identity(psutil.Process())
-    former = f"{os.getpid()} 1.00"  # the number of a process that was given to another one since
-    orphans = {sleeper(**{FOLDER: str(tmp_path), RUNNER: runner}) for runner in (its_runner, former)}
-    others = [
-        sleeper(**{FOLDER: str(tmp_path), RUNNER: living}), sleeper(**{FOLDER: str(tmp_path)}), sleeper(**{RUNNER: its_runner}),
-        sleeper(**{FOLDER: str(tmp_path / "other"), RUNNER: its_runner}), sleeper(**{FOLDER: str(tmp_path), RUNNER: ""}), sleeper(),
-    ]  # fmt: skip
+def test_only_what_a_former_run_left_in_this_folder_is_ended(tmp_path, sleeper):
+    left = {sleeper(**{FOLDER: str(tmp_path)}) for _ in range(2)}
+    others = [sleeper(**{FOLDER: str(tmp_path / "other")}), sleeper(**{FOLDER: ""}), sleeper()]
     time.sleep(0.5)  # until each has its own environment
-    assert {process.pid for process in of_run(tmp_path)} == orphans
-    end_processes(of_run(tmp_path))
-    assert not [pid for pid in orphans if alive(pid)] and all(map(alive, others))
+    with locked(tmp_path, UsageError):
+        assert {process.pid for process in of_run(tmp_path)} == left
+        end_processes(of_run(tmp_path))
+    assert not [pid for pid in left if alive(pid)] and all(map(alive, others))
 
 
 def test_a_run_never_ends_the_process_that_started_it(tmp_path):
     """A runner inside of what a dead run left, such as a terminal of that run."""
     ask = "import os, pathlib\nfrom helpers.headless.processes import of_run\nprint(len(of_run(pathlib.Path(os.environ['FINE_TUNING_RUN']))))"
-    marked = os.environ | {FOLDER: str(tmp_path), RUNNER: "1 1.00", "PYTHONPATH": str(ROOT)}
+    marked = os.environ | {FOLDER: str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["sh", "-c", '"$@"; true', "sh", sys.executable, "-c", ask], env=marked, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ from helpers import records
 from helpers.headless import UsageError, find_notebooks
 from helpers.headless.pages import write_index
 from helpers.headless.parameters import parameters_of, promised
-from helpers.headless.status import Status, inputs
+from helpers.headless.status import Status, states
 from helpers.records import RecordError, RunRecord
 
 import nbformat
@@ -112,7 +112,7 @@ class Finished:
             (self.passed, {"status": "ok"}),
             (self.failed, {"status": "failed", "why": "E: x", "cell": 2}),
         ):
-            used = status.used(notebook, self.given, inputs(notebook, self.given), {}) if end["status"] == "ok" else {}
+            used = status.used(notebook, self.given, states(notebook, self.given), []) if end["status"] == "ok" else {}
             status.update(notebook, **end, **used, cells=3, heading="A step", seconds=1.5, page=True, peak=10**8)
             (book.out / "notebooks" / notebook.name).touch()
         self.status = status.file

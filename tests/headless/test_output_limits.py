@@ -49,9 +49,10 @@ def test_a_gigabyte_of_output_stays_small_and_is_cut_in_one_place(book, kind, mo
     assert "the next cell" in text and CUT.strip() in (book.out / "notebooks/00_any.html").read_text()
 
 
-def test_endless_output_ends_at_the_limit(book):
-    book.write("00_any", "while True: print('z' * 1000)")
-    assert book.run(cell_timeout=5) == "timed out"
+@pytest.mark.parametrize("shown", ["print('z' * 1000)", "display(1)"])
+def test_endless_output_ends_at_the_limit(book, shown):
+    book.write("00_any", f"while True: {shown}")
+    assert book.run(cell_timeout=5) == "timed out" and book.entry("00_any")["seconds"] < 40
     assert book.entry("00_any")["why"].startswith("the cell ran longer than 5 s") and book.entry("00_any")["page"]
     assert len(book.entry("00_any")["last_lines"]) < 20_000
 
@@ -73,12 +74,19 @@ def test_each_kind_of_output_counts_and_errors_always_pass():
     assert limit.apply("stream", text(1), "b") == ("stream", text(1)), "the next cell may put out something again"
 
 
+def test_a_cell_shows_no_more_things_than_a_page_takes_seconds_for():
+    limit = Limit()
+    sent = [limit.apply("display_data", {"data": {"text/plain": "1"}, "metadata": {}}, "a") for _ in range(100_000)]
+    kinds = [allowed[0] for allowed in sent if allowed]
+    assert kinds.count("display_data") < 2000 and kinds[-1] == "stream"
+
+
 def test_many_cells_together_keep_no_more_than_a_notebook_may():
     limit, kept = Limit(), 0
     for cell in range(50):
         for _ in range(10):
             allowed = limit.apply("stream", {"name": "stdout", "text": "a\n" * 100_000}, str(cell))
-            kept += size(allowed[1]) if allowed else 0
+            kept += size(*allowed) if allowed else 0
     assert NOTEBOOK * 0.8 < kept < NOTEBOOK * 1.1
 
 
@@ -89,15 +97,15 @@ def test_an_update_takes_the_place_of_the_former_output():
     assert limit.kept == 0 and limit.apply("stream", text(CELL // 2), "next")[1] == text(CELL // 2)
 
 
-def test_a_long_error_keeps_its_beginning_and_its_end():
+def test_a_long_error_keeps_its_end():
     content = {
         "status": "error",
         "ename": "E",
         "evalue": "x" * 10**6,
-        "traceback": ["first", *["f"] * 1000, "y" * 10**6 + "last"],
+        "traceback": [*["f"] * 1000, "y" * 10**6 + "last"],
     }
     short = shorten_error(content)
-    assert len(json.dumps(short)) < 50_000 and short["status"] == "error" and short["traceback"][0] == "first"
+    assert len(json.dumps(short)) < 50_000 and short["status"] == "error"
     assert short["traceback"][-1].endswith("last")
 
 
