@@ -105,11 +105,7 @@ SHAPES = {
 
 
 def target_names(shape: Shape, targets: str) -> list[str]:
-    """The linear layers that ``targets`` names: "all-linear" or names joined by commas.
-
-    Raises:
-        ValueError: for a name that the model does not have.
-    """
+    """The linear layers that ``targets`` names, "all-linear" or names joined by commas; a ValueError lists those there are."""
     if targets == "all-linear":
         return list(shape.linears)
     names = [name.strip() for name in targets.split(",") if name.strip()] or [targets]

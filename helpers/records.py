@@ -1,7 +1,6 @@
 """Run records: what a run was given, what it did and what came out, as one JSON file. Standard library only.
 
-A record is written last and in one step (a temporary file, then a rename), so that the existence of
-``record.json`` means that the run finished. What is unknown is None, never a guess.
+A record is written last and in one step, so where it exists the run finished. What is unknown is None, never a guess.
 """
 
 from __future__ import annotations
@@ -112,14 +111,7 @@ class RunRecord:
 
 
 def load(path: Path) -> RunRecord:
-    """Read and validate one record.
-
-    Args:
-        path: the file, or the folder of a run.
-
-    Raises:
-        RecordError: names the file and what is wrong with it.
-    """
+    """Read and validate one record: its file, or the folder of the run. A RecordError says what is wrong with it."""
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
 
     def error(sentence: str) -> RecordError:
@@ -157,8 +149,7 @@ def lost_files(record: RunRecord, folder: Path) -> list[str]:
 def load_series(folder: Path, after_sft: bool = False) -> list[RunRecord]:
     """Every finished run under a folder such as ``runs/small``, ordered by method and seed.
 
-    Args:
-        after_sft: whether to include the runs of 11_after_sft, whose training loss is another quantity.
+    Those of 11_after_sft, whose training loss is another quantity, are left out unless ``after_sft`` is set.
     """
     runs = [load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")]
     return _ordered([run for run in runs if after_sft or run.method not in AFTER_SFT])

@@ -157,11 +157,7 @@ def nearest(name: str, known) -> str:
 
 
 def checked(name: str, value):
-    """The value of one setting, of the right type and in range.
-
-    Raises:
-        SettingsError: names the setting, what was given and what is expected.
-    """
+    """The value of one setting, of the right type and in range; a SettingsError says what was given and what is expected."""
     if name not in _TYPES:
         raise SettingsError(f"there is no setting {name!r}; {nearest(name, _TYPES)}")
     expected = _TYPES[name].split(" | ")[0]

@@ -78,11 +78,7 @@ def train(
 
 
 def measure_base(settings: Settings, data: Data) -> Trained:
-    """Load the untouched base and evaluate it: the row that every method is compared with.
-
-    Returns:
-        The base model, its tokenizer and a record with the evaluation filled in, not yet saved.
-    """
+    """Load the untouched base and evaluate it: the row that every method is compared with. The record is not saved yet."""
     record, base = records.begin(settings, "base"), resolve(settings)
     base.require_positions(data.rows)
     chosen, tokenizer = plan(settings, base.shape), load_tokenizer(base)

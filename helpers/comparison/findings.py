@@ -59,11 +59,7 @@ def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
 def verdicts(
     records: list[RunRecord], first: str = "lora", second: str = "full", part: str = "exact_match"
 ) -> pandas.DataFrame:
-    """For each seed that both methods share, what the paired test over questions says of these two runs.
-
-    Raises:
-        NotComparable: where the methods share no scored seed.
-    """
+    """For each seed that both methods share, what the paired test over questions says of these two runs."""
     scored = {(r.method, r.seed): r.evaluation[part] for r in records if r.evaluation and r.evaluation[part]}
     rows = []
     for seed in sorted({seed for method, seed in scored if method == first and (second, seed) in scored}):

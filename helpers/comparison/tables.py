@@ -17,13 +17,10 @@ class NotComparable(ValueError):
 
 
 def comparability(records: list[RunRecord]) -> dict[str, object]:
-    """What all records share, checked: base model, evaluation rows, and for trained ones the rows in their order.
-
-    Returns:
-        The shared values by name.
+    """What all records share, by name: base model, evaluation rows, and for trained ones the rows in their order.
 
     Raises:
-        NotComparable: names the field and the two values.
+        NotComparable: names what differs and the two values.
     """
     if not records:
         raise NotComparable("there are no records to compare")
