@@ -19,6 +19,6 @@ from helpers.sources.manifest import (
     reading,
     write_manifest,
 )
-from helpers.sources.questions import answer_of, make_splits
+from helpers.sources.questions import answer_of, make_splits, practice_questions
 from helpers.sources.rows import DataError
 from helpers.sources.templates import LLAMA2_TEMPLATE

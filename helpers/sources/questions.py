@@ -57,7 +57,7 @@ def _problems(family: str, s: int = 1) -> Iterator[dict]:
 
 
 def families() -> dict[str, dict]:
-    """The families of questions by name: ``phrasings``, ``held_out`` phrasings and ``working``, as str.format templates."""
+    """The families of questions by name: ``phrasings``, ``held_out`` and ``practice`` phrasings and ``working``, as str.format templates."""
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -115,6 +115,24 @@ def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: i
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
+
+
+def practice_questions(each: int, held_out: set[str], seed: int = 0) -> list[dict]:
+    """More scored questions, in phrasings that neither training nor the test has, for a method that asks and scores.
+
+    Args:
+        each: how many of each family.
+        held_out: questions whose numbers must not be asked here, as those of the test.
+        seed: the same seed gives the same rows.
+    """
+    rng, rows = random.Random(seed), []
+    for family, words in families().items():
+        known = words["phrasings"] + words["held_out"]
+        groups = _groups(family, rng)
+        groups = [g for g in groups if held_out.isdisjoint(text.format(**p) for p in g for text in known)]
+        questions = list(product((p for group in groups for p in group), words["practice"]))
+        rows += [_row(family, words["working"], *question) for question in rng.sample(questions, each)]
+    return rng.sample(rows, len(rows))
 
 
 def _row(family: str, working: str, problem: dict, phrasing: str) -> dict:

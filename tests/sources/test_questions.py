@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
+from difflib import SequenceMatcher
 from itertools import combinations
 
-from helpers.sources import answer_of, make_splits
+from helpers.sources import answer_of, make_splits, practice_questions
 from helpers.sources.questions import families
 
 import pytest
@@ -26,7 +27,9 @@ def numbers(row: dict) -> tuple:
 
 def test_every_family_has_phrasings_that_training_never_sees():
     assert len(families()) == 10
-    assert all(len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 for f in families().values())
+    assert all(
+        len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 and len(f["practice"]) == 5 for f in families().values()
+    )
 
 
 def test_sizes(splits):
@@ -88,3 +91,14 @@ FIRST_DIGITS = "aa223ea5f1b0"
 def test_too_many_rows_are_refused():
     with pytest.raises(ValueError, match="ask for fewer rows"):
         make_splits(100_000, 0, 10)
+
+
+def test_practice_asks_new_numbers_in_phrasings_of_its_own(splits):
+    held_out = [row for name in ("validation", "test", "harder") for row in splits[name]]
+    rows = practice_questions(60, {row["question"] for row in held_out})
+    assert len(rows) == len({row["question"] for row in rows}) == 600
+    assert not {numbers(row) for row in rows} & {numbers(row) for row in held_out if row["family"] != "weights"}
+    assert not {template(row) for row in rows} & {template(row) for some in splits.values() for row in some}
+    written = [(words["practice"], words["phrasings"] + words["held_out"]) for words in families().values()]
+    alike = max(SequenceMatcher(None, a, b).ratio() for new, known in written for a in new for b in known)
+    assert alike < 0.85
