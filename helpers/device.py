@@ -160,10 +160,8 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
     if device.bf16:
         chosen["precision"] = ("bf16", "this device multiplies bf16 natively, at least twice as fast as fp32")
     if device.kind != "cpu":
-        chosen["attention"] = (
-            "varlen",
-            "torch's variable-length kernel passed its check: rows lie end to end, unpadded",
-        )
+        why = "torch's variable-length kernel passed its check: rows lie end to end, unpadded"
+        chosen["attention"] = ("varlen", why)
         if wrong := varlen_probe(device.torch_name):
             chosen["attention"] = ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
         chosen["kernels"] = ("liger", "norms, rotations and gates take one pass over memory each")
