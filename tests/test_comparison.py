@@ -28,7 +28,7 @@ def test_sign_test():
     assert paired([1, 1, 0, 0], [1, 0, 1, 0]) == {"both": 1, "only_first": 1, "only_second": 1, "neither": 1, "p": 1.0}
     assert paired([1] * 5, [1] * 5)["p"] == 1.0
     assert paired([3, 3, 3, 0], [0, 0, 0, 3])["only_first"] == 3  # seeds count a question once
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         paired([1], [1, 0])
 
 
