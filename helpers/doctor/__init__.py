@@ -15,7 +15,7 @@ from helpers.doctor.probes import ask, within
 # each says what it looks at in the first words of its docstring
 CHECKS = [software.computer, hardware.product, hardware.device_files, hardware.visible_devices, hardware.kernels]
 CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.sensors, software.packages, software.bf16]
-CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed]
+CHECKS += [software.attention, software.four_bits, software.triton, software.speed]
 
 
 def examine(machine: Machine, seconds: float = 20) -> Report:

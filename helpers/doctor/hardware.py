@@ -118,15 +118,14 @@ def memory(machine: Machine) -> Iterator[Finding]:
     for index, card in enumerate(machine.devices[:8]):
         seen = machine.torch["devices"][index]["free"] if machine.torch["devices"] else None
         left = card.total - card.used if card.total and card.used is not None else None
-        free = min((n for n in (seen, left) if n is not None), default=None)  # HIP does not count what a desktop holds
-        if not card.total or free is None:
+        if not card.total or (seen is None and left is None):
             continue
+        # HIP does not count what a desktop holds, and has called more free than there is
+        free = min(n for n in (seen, left, card.total) if n is not None)
         held = [p for p in machine.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
         owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held)
         case = "free"
-        if seen and seen > card.total:
-            case, free = "strange", seen
-        elif free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
+        if free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
             case = "held" if held else "taken"
         facts = {"index": index, "free": gb(free), "total": gb(card.total), "owners": owners and f"; {owners}"}
         yield say(f"memory.{case}", pids=",".join(str(p.pid) for p in held), **facts)

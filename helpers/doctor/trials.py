@@ -11,8 +11,6 @@ import sys
 from contextlib import nullcontext, suppress
 from importlib import import_module, metadata, util
 
-from helpers.device import varlen_probe
-
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -67,6 +65,7 @@ def attention() -> dict:
 
     Causal; causal with fewer heads for keys and values; and with padding on the left. For each the kernel that runs.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in training
     query, key, value = torch.randn(3, 2, 4, 128, 64, device=DEVICE, dtype=torch.bfloat16 if GPU else torch.float32)
     padded = torch.ones(2, 1, 128, 128, dtype=torch.bool, device=DEVICE).tril()
     padded[1, :, :, :40] = False
@@ -94,14 +93,6 @@ def kernel_that_ran(seen: profile) -> str:
     return found[1] if found else "unknown"
 
 
-def varlen() -> dict:
-    """torch's attention over rows of different length laid end to end, against attention row by row."""
-    if not GPU:
-        return {"skipped": "a GPU is needed"}
-    wrong = varlen_probe("cuda:0")
-    return {"failed": wrong} if wrong else {}
-
-
 def four_bits() -> dict:
     """A matrix stored in NF4 and read back, products with it, and the compiled library that did it.
 
@@ -123,8 +114,7 @@ def four_bits() -> dict:
             both = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state), x.float() @ back.float().T
             halves = zip(*(y.chunk(2, dim=-1) for y in both), strict=True)
             products[f"{rows} x {str(dtype).removeprefix('torch.')}"] = max(_error(*half) for half in halves)
-    library = os.path.basename(getattr(getattr(lib, "_lib", None), "_name", None) or "") or None
-    result = {"version": bitsandbytes.__version__, "library": library}
+    result = {"version": bitsandbytes.__version__, "library": os.path.basename(lib._lib._name)}
     return result | {"error": _error(back, matrix), "products": products}
 
 

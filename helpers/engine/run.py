@@ -15,12 +15,12 @@ from helpers.batches import deal, training_order, widest
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
-from helpers.engine.checkpoints import Checkpoints, checkpoint_size, conditions
+from helpers.engine.checkpoints import Checkpoints, conditions
 from helpers.engine.locks import locked
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.paths import compared
 from helpers.engine.preflight import Stopped, TrainingError
-from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
+from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
 from helpers.engine.updates import weight_updates
 from helpers.evaluation import held_out_loss
 from helpers.memory import free_memory
@@ -95,8 +95,8 @@ class Run:
             self.checks.append(guards.is_fresh(model, load_base(self.base, "fp32")))
         set_seed(settings.seed)
         self.model = to_train(model, settings, self.plan.value("precision"), self.adapter)
-        if keeps_checkpoints(settings, self.world.size):  # the newest is written before the one before it is removed
-            preflight.disk_space(settings.folder, 2 * checkpoint_size(self.model), "two checkpoints")
+        if keeps_checkpoints(settings, self.world.size):
+            preflight.disk_space(self.model, settings.folder)
         self.checks += guards.trains_what_it_says(self.model, settings)
         self.facts["trainable"], self.facts["total"] = guards.count(self.model)
         self.watch = guards.WeightWatch(self.model)
@@ -131,11 +131,9 @@ class Run:
         bar |= {"total": settings.max_steps, "initial": first, "disable": not self.world.main}
         with tqdm(**bar) as progress, quiet(), fast(self.model, self.plan):
             self.steps = Steps(monitor, progress, self.resumed)
-            callbacks = [self.steps] + ([tensorboard(settings)] if settings.report_to == "tensorboard" else [])
             trainer = make_trainer(
-                self.model, settings, self.plan, self.order, self.tokenizer, self.batches, settings.folder, callbacks
+                self.model, settings, self.plan, self.order, self.tokenizer, self.batches, self.steps, self.checkpoints
             )
-            trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, self.checkpoints, self.steps
             batch = next(iter(trainer.get_train_dataloader()))
             self.checks.append(guards.batch_is_supervised(batch, self.order[self.world.rank], self.tokenizer))
             trainer.train(resume_from_checkpoint=str(self.resumed.folder) if self.resumed else None)

@@ -47,7 +47,6 @@ ON_CPU = {
     "torch_sees": {"version": "2.13.0+cpu", "hip": None, "cuda": None, "devices": [], "built_for": []},
     "bf16": {"error": 0.003},
     "attention": {"error": 2e-6, "kernels": {"causal": "flash"}},
-    "varlen": {"skipped": "a GPU is needed"},
     "triton": {"skipped": "a GPU is needed"},
     "four_bits": {
         "version": "0.50.2",
@@ -69,7 +68,6 @@ def hip(*devices: dict, built_for=("gfx90a", "gfx942", "gfx1100")) -> dict:
         "torch_sees": seen | {"devices": [default | device for device in devices]},
         "four_bits": ON_CPU["four_bits"] | {"library": "libbitsandbytes_rocm71.so"},
         "speed": {"n": 8192, "fp32": 100.0, "bf16": 640.0, "copy": 3900.0},
-        "varlen": {},
         "triton": {"error": 0.003},
         "attention": {"error": 0.004, "kernels": {"causal": "flash", "padded": "efficient"}},
     }
