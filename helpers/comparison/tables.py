@@ -16,6 +16,9 @@ class NotComparable(ValueError):
     """Records of runs that differ in something other than the method; the message says in what."""
 
 
+PATH = ("attention", "kernels", "loss")  # decisions that change what a step costs
+
+
 def comparability(records: list[RunRecord]) -> dict[str, object]:
     """What all records share, by name: base model, evaluation rows, and for trained ones the rows in their order.
 
@@ -54,6 +57,13 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
                 raise NotComparable(
                     f"{name} differ: {run} has {shared[name]}, {other} has {value}; run both with the same settings"
                 )
+    paths = {r.method: ", ".join(r.decisions[each]["value"] for each in PATH if each in r.decisions) for r in trained}
+    shared["attention, kernels, loss"] = next(iter(paths.values()), None)
+    if len(set(paths.values())) > 1:  # the losses are equal, but not what they cost
+        differ = "; ".join(f"{method} {path}" for method, path in paths.items())
+        shared["attention, kernels, loss"] = (
+            f"DIFFERENT: {differ}. Memory and speed show this too, not the method alone"
+        )
     return shared
 
 

@@ -86,11 +86,6 @@ class Machine:
         return "microsoft" in release.lower() and (self.root / "dev/dxg").exists()
 
     @property
-    def where(self) -> str:
-        """Where the trials ran, as a sentence begins."""
-        return "On the GPU" if self.torch["devices"] else "On the processor"
-
-    @property
     def gfx(self) -> str:
         """The architecture of the first device."""
         return (self.devices[0].gfx if self.devices else None) or "this card"

@@ -65,7 +65,7 @@ def test_a_gpu_that_no_wheel_serves_leaves_the_cpu(judged):
     ],
 )
 def test_device_files_that_are_absent_or_closed_are_a_problem(judged, monkeypatch, files, error, words):
-    monkeypatch.setattr("helpers.doctor.hardware.open_error", lambda path: error)
+    monkeypatch.setattr("helpers.doctor.checks.open_error", lambda path: error)
     found = judged(hip(), [CARD], files)
     assert levels(found, "Device files") == ["problem"] and words in found["Device files"][0].remedy
 
