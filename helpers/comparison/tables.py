@@ -45,14 +45,13 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
         ("device whose speed was measured", timed, lambda r: r.device.get("name")),
     ]
     for seed in sorted({r.seed for r in trained}):
-        fields.append(
-            (f"order of the rows, seed {seed}", [r for r in trained if r.seed == seed], lambda r: r.data["order"])
-        )
+        of_seed = [r for r in trained if r.seed == seed]
+        fields.append((f"order of the rows, seed {seed}", of_seed, lambda r: r.data["order"]))
     shared: dict[str, object] = {}
     for name, part, get in fields:
-        values = {f"{r.method}, seed {r.seed},": get(r) for r in part}
-        run, shared[name] = next(iter(values.items()), ("", None))
-        for other, value in values.items():
+        values = [(f"{r.method}, seed {r.seed},", get(r)) for r in part]
+        run, shared[name] = values[0] if values else ("", None)
+        for other, value in values:
             if str(value) != str(shared[name]):
                 raise NotComparable(
                     f"{name} differ: {run} has {shared[name]}, {other} has {value}; run both with the same settings"
