@@ -48,9 +48,7 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> tup
         for loss in ("fast", "stock"):
             reason, detail = _difference(model, plan, loss, batches, pieces, own, most)
             if reason and plan.value("precision") == "bf16" and (exact := exact or _exact(model, pieces, name)):
-                rounding = [
-                    max(tolerance, 1.5 * off) for tolerance, off in zip(most, _distance(exact, own), strict=True)
-                ]
+                rounding = [max(tolerance, 2 * off) for tolerance, off in zip(most, _distance(exact, own), strict=True)]
                 reason, detail = _difference(model, plan, loss, batches, pieces, exact, rounding)
             if reason is None:
                 break

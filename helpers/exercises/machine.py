@@ -24,18 +24,6 @@ def bytes_kept(plain: float, momentum: float) -> str:
 
 
 @check
-def parts_that_grow(parts: set, *, shape: Shape) -> str:
-    """The parts of LoRA's predicted memory that grow when rows become twice as long."""
-    short, long = (predict(shape, "lora", batch=4, length=length).to_dict() for length in (512, 1024))
-    grow = {name for name in short if long[name] > short[name]} - {"total"}
-    need(parts <= short.keys(), f"no part is called {', '.join(parts - short.keys())}; they are {', '.join(short)}.")
-    fixed = ", ".join(sorted(parts - grow))
-    need(not fixed, f"{fixed}: this is counted by parameter, and longer rows add no parameter.")
-    need(parts == grow, "one is missing. What else does the model compute for each position, up to the last layer?")
-    return "these are counted by position; the rest is counted by parameter, and rows add none."
-
-
-@check
 def largest_batch(batch: int, *, shape: Shape, method: str, memory: float, **size) -> str:
     """The largest batch whose predicted peak stays within ``memory`` bytes."""
     peak, one_more = (predict(shape, method, batch=rows, **size).total for rows in (batch, batch + 1))

@@ -134,7 +134,7 @@ def bars(values: dict[str, float], axes: Axes, label: str, peaks: dict[str, floa
         axes.text(max(value, peak or 0), row, words, va="center")
     axes.set_yticks(range(len(values)), list(values))
     end = max([*values.values(), *filter(None, (peaks or {}).values())], default=1)
-    axes.set(xlabel=label, xlim=(0, (1.8 if peaks else 1.35) * end), ylim=(len(values) - 0.5, -0.5))
+    axes.set(xlabel=label, xlim=(0, (1.45 if peaks else 1.35) * end), ylim=(len(values) - 0.5, -0.5))
     return axes
 
 

@@ -1,4 +1,4 @@
-"""Rows that call a tool and rows that think: what is supervised, and which answers a function may give to a call."""
+"""Rows that call a tool and rows that think: their form, and which answers a function may give to a call."""
 
 import json
 
@@ -7,14 +7,6 @@ from helpers.exercises import data as rows
 from helpers.exercises import inference
 
 import pytest
-
-
-def test_calls_thoughts_and_answers_are_learned_and_results_are_not(tokenizer):
-    given = {"tokenizer": tokenizer}
-    assert rows.call_and_thought({"call", "thought", "answer"}, **given).state == "right"
-    assert "result: a model only reads it" in rows.call_and_thought({"call", "result"}, **given).message
-    assert "one is missing" in rows.call_and_thought({"call"}, **given).message
-    assert "the parts are called" in rows.call_and_thought({"prompt"}, **given).message
 
 
 def test_a_row_that_calls_holds_json_and_its_result_once(tokenizer):
