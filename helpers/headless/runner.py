@@ -1,8 +1,7 @@
-"""Run the series without a browser: ``python -m helpers.headless``, which is what ``make run-all`` calls.
+"""Run the series without a browser: each notebook in a process of its own, judged by what ran.
 
-Each notebook runs in its own process group with a limit for each cell and for the whole, and is judged by what ran:
-every code cell was executed, none has an error, and the records it promises exist. A run that was interrupted goes on
-where it stopped. :func:`run_all` does the same from Python.
+Every code cell was executed, none has an error, and the records that the notebook promises exist. A run that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,8 +142,8 @@ class Run:
         """Follow a notebook to its end, and say how it ended; if it has to be stopped, wait until its page is made."""
         job = {"source": str(notebook), "parameters": given, "folder": str(self.status.folder / "notebooks")}
         too_long = f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
-        limits, started = {too_long: time.monotonic() + self.notebook_timeout}, time.monotonic()
-        cell, ended, signals, line = None, {}, 0, f"  {notebook.stem}"
+        cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
+        limits, cell, ended, signals = {too_long: time.monotonic() + self.notebook_timeout}, None, {}, 0
         with executing(job, self.status.folder) as (child, next_report):
             while True:
                 over = [why for why, until in limits.items() if time.monotonic() > until]
@@ -156,45 +154,30 @@ class Run:
                     ended["why"] = over[0] if over else f"stopped by {self.stopped}; the same command goes on from here"
                     limits, signals = {"": time.monotonic() + PAGE_SECONDS}, self.signals
                     child.terminate()  # it keeps what there is, and makes a page of it
-                self._draw(f"{line}  {time.monotonic() - started:.0f} s")
-                report = next_report(0.5)
-                self._draw("")
-                if report is None:
+                if (report := next_report(0.5)) is None:
                     continue
                 if "end" in report:
                     return {"cell": cell} | report | ended
-                cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
                 limits.pop(cell_too_long, None)
-                if "cell" not in report:  # all cells are done
-                    line = f"  {notebook.stem}  making its page"
+                if "cell" not in report:
+                    self.say(f"  {notebook.stem}  making its page", passing=True)
                     continue
                 limits[cell_too_long], cell = time.monotonic() + self.cell_timeout, report["cell"]
                 self.status.update(notebook, **report)
-                line = f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}"
-                if not self.terminal:
-                    self.say(line)
+                self.say(f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}", passing=True)
 
-    def say(self, line: str) -> None:
-        """Write a line of progress; a terminal that cannot take it does not stop the run."""
-        (self.write or self._print)(visible(mask_secrets(line)) + "\n" * (self.write is None))
-
-    @property
-    def terminal(self) -> bool:
-        """Whether progress goes to a terminal, where one line of it is drawn over and over."""
-        return self.write is None and sys.stdout is not None and sys.stdout.isatty()
-
-    def _draw(self, line: str) -> None:
-        if self.terminal:
-            self._print(f"\r\033[K{visible(mask_secrets(line))[: shutil.get_terminal_size().columns - 1]}")
-
-    def _print(self, text: str) -> None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    def say(self, line: str, passing: bool = False) -> None:
+        """Write a line of progress; on a terminal, the next line takes the place of a passing one."""
+        line, terminal = visible(mask_secrets(line)), sys.stdout is not None and sys.stdout.isatty()
+        if self.write:
+            self.write(line)
+            return
+        if terminal:
+            line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1] if passing else line}"
         try:
-            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
-        except (OSError, ValueError):  # whoever read it has gone, or its disk is full
-            self.write = lambda line: None
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(line, end="" if passing and terminal else "\n", flush=True)
+        except (OSError, ValueError):  # whoever read it has gone, or its disk is full, which does not stop the run
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def outcome(entry: dict) -> str:

@@ -33,5 +33,5 @@ def test_the_series_runs_from_the_folder_alone_and_without_the_model_it_says_wha
     assert "All of this works from the folder." in done.stdout
     shutil.rmtree(kit / "models/tiny")
     done = offline("rehearse", kit, "--profile", "tiny", "--notebooks", "01")
-    assert done.returncode == 1 and "models/tiny/model.safetensors is missing" in done.stdout
+    assert done.returncode == 1 and "models/tiny/model.safetensors is missing or damaged" in done.stdout
     assert "01_data" in done.stdout.partition("would have failed:")[2]
