@@ -12,21 +12,17 @@ _ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 _VALUE = re.compile(r"<td[^>]*>(.*?)</td>", re.DOTALL)
 _NUMBER = re.compile(r"\W{0,2}\d.{0,18}")  # and a few characters: a unit, an interval
 _EMPTY = ("", "NaN", "nan")
-_HIDDEN = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u00ad\u180e\u3164]")
-_REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # would show a line in another order than it has
+# what would show a line in another order than it has, and the whole of a line that shows nothing
+_UNSEEN = re.compile(
+    "[\u202a-\u202e\u2066-\u2069]|^[ \\t\\r\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u00ad\u180e\u3164]+$",
+    re.MULTILINE,
+)
 MANY = 8  # bars or points that are read out one by one; of more, the ends and the extremes
 
 
 def visible(text: str) -> str:
     """A text in which each line that shows nothing is written out, as in ``\\u200b``, and none is shown in another order."""
-
-    def written(match: re.Match) -> str:
-        return match[0].encode("ascii", "backslashreplace").decode()
-
-    if text.isascii():
-        return text
-    lines = _REORDERING.sub(written, text).split("\n")
-    return "\n".join(line if _HIDDEN.sub("", line).strip() else _HIDDEN.sub(written, line) for line in lines)
+    return text if text.isascii() else _UNSEEN.sub(lambda m: m[0].encode("ascii", "backslashreplace").decode(), text)
 
 
 def align(table: str) -> str:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.engine.locks import locked
@@ -79,8 +79,7 @@ class Run:
     notebook_timeout: float
     status: Status
     write: Callable[[str], None] | None
-    stopped: str | None = None  # the signal that asked for an end
-    signals: int = 0  # how many did
+    signals: list[str] = field(default_factory=list)  # those that asked for an end
 
     def series(self, notebooks: list[Path], fresh: bool) -> str:
         """Run the notebooks that need it, up to the first that does not pass."""
@@ -89,19 +88,21 @@ class Run:
         handled = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
             handled.append(signal.SIGHUP)
-        former = {number: signal.signal(number, self._stop) for number in handled}
-        end = "ok"
+
+        def note(number, frame) -> None:
+            self.signals.append(signal.Signals(number).name)
+
+        former, end = {number: signal.signal(number, note) for number in handled}, "ok"
         try:
             for notebook in notebooks:
-                if self.stopped:
+                if self.signals:
                     end = "interrupted"
-                    break
-                if not fresh and self.status.up_to_date(notebook, self.given(notebook)):
+                elif not fresh and self.status.up_to_date(notebook, self.given(notebook)):
                     self.say(f"{notebook.stem}  passed before, nothing changed")
-                    continue
-                self.say(f"{notebook.stem}  running")
-                end = self.notebook(notebook)
-                self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
+                else:
+                    self.say(f"{notebook.stem}  running")
+                    end = self.notebook(notebook)
+                    self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
                 if end != "ok":
                     break
         finally:
@@ -110,9 +111,6 @@ class Run:
         page = write_index(self.status.folder, self.profile, self.status.notebooks)
         self.say(f"{'All passed' if end == 'ok' else 'Stopped'}. Open {page}")
         return end
-
-    def _stop(self, number, frame) -> None:
-        self.stopped, self.signals = signal.Signals(number).name, self.signals + 1
 
     def given(self, notebook: Path) -> dict:
         """The parameters that a notebook has, among those of this run."""
@@ -131,7 +129,9 @@ class Run:
             if ended["end"] == "ok" and (missing := status.missing_records(notebook, given, former)):
                 ended |= {"end": "failed", "why": f"every cell ran, but it wrote no {shown(missing[0])}", "cell": None}
             elif ended["end"] == "ok":
-                ended |= {"cell": None} | status.used(notebook, given, before, reads)
+                ended |= {"cell": None} | (
+                    {} if reads is None else {"used": status.used(notebook, given, before, reads)}
+                )
         finally:
             seconds = round(time.monotonic() - started, 1)
             status.update(notebook, status=ended.pop("end"), seconds=seconds, finished=now(), **ended)
@@ -147,12 +147,14 @@ class Run:
         with executing(job, self.status.folder) as (child, next_report):
             while True:
                 over = [why for why, until in limits.items() if time.monotonic() > until]
-                if over or self.signals > signals:
+                if over or len(self.signals) > signals:
                     if ended:  # making its page took too long, or was stopped, too
                         return ended | {"cell": cell}
                     ended = {"end": "timed out" if over else "interrupted"}
-                    ended["why"] = over[0] if over else f"stopped by {self.stopped}; the same command goes on from here"
-                    limits, signals = {"": time.monotonic() + PAGE_SECONDS}, self.signals
+                    ended["why"] = (
+                        over[0] if over else f"stopped by {self.signals[-1]}; the same command goes on from here"
+                    )
+                    limits, signals = {"": time.monotonic() + PAGE_SECONDS}, len(self.signals)
                     child.terminate()  # it keeps what there is, and makes a page of it
                 if (report := next_report(0.5)) is None:
                     continue
