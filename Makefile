@@ -102,7 +102,7 @@ doctor: $(READY)  ## what this machine is, what works on it, and remedies for wh
 	@$(PY) -m helpers.doctor
 
 model: $(READY)  ## fetch the base model of PROFILE
-	@$(PY) -m helpers.sources.base_models $(call quote,$(PROFILE))
+	@$(PY) -m helpers.sources $(call quote,$(PROFILE))
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
 	@$(PY) -m helpers.headless $(options) --notebooks=$(call quote,$(NOTEBOOKS)) --params=$(call quote,$(PARAMS)) $(if $(FRESH),--fresh)

@@ -22,12 +22,12 @@ from helpers.batches import Collator, deal, training_order, widest
 from helpers.data import Data, fingerprint
 from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
-from helpers.engine.checkpoints import Checkpoint, Checkpoints, checkpoint_size, conditions
+from helpers.engine.checkpoints import Checkpoint, Checkpoints, conditions
 from helpers.engine.locks import locked
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.paths import compared
 from helpers.engine.preflight import Stopped, TrainingError
-from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer, tensorboard
+from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
 from helpers.engine.updates import weight_updates
 from helpers.evaluation import baselines, evaluate, held_out_loss
 from helpers.memory import free_memory
@@ -197,8 +197,8 @@ def _load(run: Run, given: torch.nn.Module | None) -> None:
         run.checks.append(guards.is_fresh(model, load_base(run.base, "fp32")))
     set_seed(settings.seed)
     run.model = to_train(model, settings, run.plan.value("precision"), run.adapter)
-    if keeps_checkpoints(settings, run.plan.world.size):  # the newest is written before the one before it is removed
-        preflight.disk_space(settings.folder, 2 * checkpoint_size(run.model), "two checkpoints")
+    if keeps_checkpoints(settings, run.plan.world.size):
+        preflight.disk_space(run.model, settings.folder)
     run.checks += guards.trains_what_it_says(run.model, settings)
     trainable, total = guards.count(run.model)
     run.facts |= {"trainable": trainable, "total": total}
@@ -216,11 +216,9 @@ def _fit(run: Run, monitor: MemoryMonitor) -> None:
     first = run.resumed.step if run.resumed else 0
     with tqdm(total=settings.max_steps, initial=first, **bar) as progress, quiet(), fast(run.model, run.plan):
         run.steps = Steps(monitor, progress, run.resumed)
-        callbacks = [run.steps] + ([tensorboard(settings)] if settings.report_to == "tensorboard" else [])
         trainer = make_trainer(
-            run.model, settings, run.plan, run.order, run.tokenizer, run.batches, settings.folder, callbacks
+            run.model, settings, run.plan, run.order, run.tokenizer, run.batches, run.steps, run.checkpoints
         )
-        trainer.monitor, trainer.checkpoints, trainer.log_of = monitor, run.checkpoints, run.steps
         batch = next(iter(trainer.get_train_dataloader()))
         run.checks.append(guards.batch_is_supervised(batch, run.order[world.rank], run.tokenizer))
         trainer.train(resume_from_checkpoint=str(run.resumed.folder) if run.resumed else None)

@@ -16,6 +16,9 @@ class NotComparable(ValueError):
     """Records of runs that differ in something other than the method; the message says in what."""
 
 
+PATH = ("attention", "kernels", "loss")  # decisions that change what a step costs
+
+
 def comparability(records: list[RunRecord]) -> dict[str, object]:
     """What all records share, checked: base model, evaluation rows, and for trained ones the rows in their order.
 
@@ -60,6 +63,14 @@ def comparability(records: list[RunRecord]) -> dict[str, object]:
         orders = {r.method: r.data["order"] for r in trained if r.seed == seed}
         if len(set(orders.values())) > 1:
             raise NotComparable(f"the order of the rows differs between {', '.join(orders)} at seed {seed}")
+    paths = {r.method: ", ".join(r.decisions[each]["value"] for each in PATH if each in r.decisions) for r in trained}
+    if len(set(paths.values())) > 1:  # the losses are equal, but not what they cost
+        differ = "; ".join(f"{method} {path}" for method, path in paths.items())
+        shared["attention, kernels, loss"] = (
+            f"DIFFERENT: {differ}. Memory and speed show this too, not the method alone"
+        )
+    else:
+        shared["attention, kernels, loss"] = next(iter(paths.values()), None)
     shared["order of rows"] = "the same for each method at each seed"
     return shared
 

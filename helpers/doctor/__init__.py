@@ -7,25 +7,20 @@ their tools print is tested on outputs that others published.
 
 from dataclasses import replace
 
-from helpers.doctor import hardware, software
+from helpers.doctor.checks import CHECKS
 from helpers.doctor.finding import Finding, Report, say
 from helpers.doctor.machine import Machine, look
 from helpers.doctor.probes import ask, within
-
-# each says what it looks at in the first words of its docstring
-CHECKS = [software.computer, hardware.product, hardware.device_files, hardware.visible_devices, hardware.kernels]
-CHECKS += [hardware.versions, hardware.memory, hardware.parts, hardware.sensors, software.packages, software.bf16]
-CHECKS += [software.attention, software.varlen, software.four_bits, software.triton, software.speed]
 
 
 def examine(machine: Machine, seconds: float = 20) -> Report:
     """All findings. A check that fails or does not end says so and stops no other."""
     report = Report()
-    for check in CHECKS:
+    for title, check in CHECKS.items():
         try:
             findings = within(seconds, lambda check=check: list(check(machine)))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             findings = [say("all.not_read", reason=reason)]
-        report += [replace(finding, check=check.__doc__.partition(":")[0]) for finding in findings]
+        report += [replace(finding, check=title) for finding in findings]
     return report

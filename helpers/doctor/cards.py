@@ -154,27 +154,27 @@ def ask_amd(seconds: float = 15) -> tuple[list[Card], str]:
     path = shutil.which("amd-smi") or shutil.which("amd-smi", path="/opt/rocm/bin")
     if path is None:
         return [], ""
-    answers = [run([path, command], seconds) for command in ("static", "metric")]
-    if cards := parse("\n".join(printed for printed, _, _ in answers)):
+    printed, errors, ending = run([path, "static"], seconds)
+    if cards := parse(printed):
         return cards, ""
-    printed, errors, ending = answers[0]
     if words := complaints(errors) or complaints(printed) or errors.strip().splitlines():
         return [], f"amd-smi says: {words[0][:200]}"  # the first names the cause, the others consequences
     return [], f"amd-smi {ending or 'printed nothing that could be understood'}"
 
 
 def parse(text: str) -> list[Card]:
-    """The cards in what ``amd-smi static`` and ``amd-smi metric`` print as text; several outputs add up."""
-    gpus: dict[int, dict[str, str]] = {}
+    """The cards in what ``amd-smi static`` prints as text."""
+    gpus: list[dict[str, str]] = []
     gpu, section = {}, ""
     for indent, key, value in re.findall(r"^( *)([A-Z][\w /%.-]*): ?(.*)$", text, re.MULTILINE):
         if not indent:
-            gpu = gpus.setdefault(int(value), {}) if key == "GPU" and value.strip().isdigit() else {}
+            gpu = {}  # of a processor or a network card, which is left out
+            gpus += [gpu] if key == "GPU" and value.strip().isdigit() else []
         elif len(indent) == 4:
             section = key
         elif len(indent) == 8 and value.strip() != "N/A":
             gpu[f"{section}.{key}"] = value.strip()
-    return [_smi_card(gpus[index]) for index in sorted(gpus)]
+    return [_smi_card(gpu) for gpu in gpus]
 
 
 def _smi_card(gpu: dict[str, str]) -> Card:
@@ -186,11 +186,7 @@ def _smi_card(gpu: dict[str, str]) -> Card:
     return believed({
         "name": first("ASIC.MARKET_NAME", "BOARD.PRODUCT_NAME"),
         "gfx": first("ASIC.TARGET_GRAPHICS_VERSION"),
-        "total": number(first("MEM_USAGE.TOTAL_VRAM", "VRAM.SIZE"), 2**20),
-        "used": number(first("MEM_USAGE.USED_VRAM"), 2**20),
-        "gtt_total": number(first("MEM_USAGE.TOTAL_GTT"), 2**20),
-        "temperature": number(first("TEMPERATURE.HOTSPOT", "TEMPERATURE.EDGE", "TEMPERATURE.MEM")),
-        "power": number(first("POWER.SOCKET_POWER", "POWER.CURRENT_SOCKET_POWER", "POWER.AVERAGE_SOCKET_POWER")),
+        "total": number(first("VRAM.SIZE"), 2**20),
         "compute_partition": first("PARTITION.ACCELERATOR_PARTITION", "PARTITION.COMPUTE_PARTITION"),
         "memory_partition": first("PARTITION.MEMORY_PARTITION"),
         "bus": (first("BUS.BDF") or "").lower(),

@@ -1,13 +1,12 @@
 """One finding of the doctor, and how a list of them is shown; what they say, with remedy and source, is in ``findings.toml``."""
 
-import shutil
 import textwrap
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVELS = {"ok": ("✓", "32"), "warning": ("!", "33"), "problem": ("✗", "31")}  # sign and colour of a terminal
+LEVELS = {"ok": "✓", "warning": "!", "problem": "✗"}
 TEXTS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
 
 
@@ -49,18 +48,13 @@ class Report(list):
             f"{n} {level}{'s' * (n > 1 and level != 'ok')}" for level in reversed(LEVELS) if (n := counts[level])
         )
 
-    def text(self, width: int | None = None, colour: bool = False) -> str:
+    def text(self, width: int = 100) -> str:
         """For a terminal: sign, level, what was looked at, the sentence; remedy and source below where there is one."""
-        width = width or min(120, max(60, shutil.get_terminal_size().columns))
-        column = 13 + max((len(f.check) for f in self), default=0)  # where the sentences begin
-        whole = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses in one piece
         lines = []
         for finding in self:
-            sign, number = LEVELS[finding.level]
-            label = f"{sign} {finding.level:<8} "
-            label = f"\033[{number}m{label}\033[0m" if colour else label
-            body = textwrap.wrap(finding.says, width - column) or [""]
-            for word, extra in (("Do: ", finding.remedy), ("See ", finding.source if finding.remedy else "")):
-                body += textwrap.wrap(extra, width - column, initial_indent=word, subsequent_indent="    ", **whole)
-            lines += [label + f"{finding.check:<{column - 11}}" + body[0], *(" " * column + more for more in body[1:])]
+            texts = [f"{LEVELS[finding.level]} {finding.level:<8} {finding.check}: {finding.says}"]
+            if finding.remedy:
+                texts += [f"{'':11}Do: {finding.remedy}"] + ([f"{'':11}See {finding.source}"] if finding.source else [])
+            whole = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses in one piece
+            lines += [textwrap.fill(text, width, subsequent_indent=" " * 11, **whole) for text in texts]
         return "\n".join([*lines, "", self.summary()])

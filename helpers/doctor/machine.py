@@ -3,8 +3,6 @@
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +28,7 @@ class Peak(NamedTuple):
 class Machine:
     """What was found; nothing in it is a judgement. Cards come in the order of the source, devices in torch's."""
 
-    root: Path = Path("/")
+    root: Path = Path("/")  # what stands for /
     environment: dict[str, str] = field(default_factory=dict)
     probes: dict[str, dict] = field(default_factory=dict)
     amd: list[Card] = field(default_factory=list)
@@ -88,17 +86,12 @@ class Machine:
         return "microsoft" in release.lower() and (self.root / "dev/dxg").exists()
 
     @property
-    def where(self) -> str:
-        """Where the trials ran, as a sentence begins."""
-        return "On the GPU" if self.torch["devices"] else "On the processor"
-
-    @property
     def gfx(self) -> str:
         """The architecture of the first device."""
         return (self.devices[0].gfx if self.devices else None) or "this card"
 
 
-def read_amd(root: Path = Path("/"), seconds: float = 15) -> dict:
+def read_amd(root: Path, seconds: float = 15) -> dict:
     """The fields of a machine about AMD GPUs: the kernel first, since it counts as HIP does, amd-smi for the gaps."""
     shown, trouble = cards.ask_amd(seconds)
     try:
@@ -109,13 +102,7 @@ def read_amd(root: Path = Path("/"), seconds: float = 15) -> dict:
     return {"amd": amd, "processes": processes, "trouble": trouble}
 
 
-def look(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Machine:
-    """Ask tools, kernel and torch at the same time; ``root`` stands for /."""
-    environment = dict(os.environ if environment is None else environment)
-    groups = (probes.NAMES[:-1], probes.NAMES[-1:])  # the last imports everything: beside the others, on another core
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(probes.ask, group, 60, environment) for group in groups]
-        amd, nvidia = pool.submit(read_amd, root), cards.read_nvidia(root)
-        answers = {name: result for job in jobs for name, result in job.result().items()}
-        known = {name: environment[name] for name in (*VISIBLE, *OTHERS) if name in environment}
-        return Machine(root, known, answers, nvidia=nvidia, **amd.result())
+def look(root: Path = Path("/")) -> Machine:
+    """Ask the kernel and the tools, then try things out, one after the other, so that nothing disturbs the measurements."""
+    environment = {name: os.environ[name] for name in (*VISIBLE, *OTHERS) if name in os.environ}
+    return Machine(root, environment, probes.ask(), nvidia=cards.read_nvidia(root), **read_amd(root))

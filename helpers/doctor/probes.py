@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from helpers.settings import ROOT
 
-NAMES = ("torch_sees", "bf16", "attention", "varlen", "four_bits", "triton", "speed", "packages")
+NAMES = ("torch_sees", "bf16", "attention", "four_bits", "triton", "speed", "packages")
 
 
 def within(seconds: float, function: Callable, *arguments):
@@ -54,7 +54,7 @@ def complaints(text: str) -> list[str]:
     return [re.sub(r"^(ERROR|CRITICAL):(root:)?\s*", "", line) for line in lines]
 
 
-def ask(names: Sequence[str], seconds: float = 60, environment: dict[str, str] | None = None) -> dict[str, dict]:
+def ask(names: Sequence[str] = NAMES, seconds: float = 90) -> dict[str, dict]:
     """By trial of :mod:`helpers.doctor.trials` its result, or {"failed": reason}.
 
     One process runs them all and prints a line of JSON for each. If it dies or takes too long, the next process goes
@@ -63,7 +63,7 @@ def ask(names: Sequence[str], seconds: float = 60, environment: dict[str, str] |
     found: dict[str, dict] = {}
     while left := [name for name in names if name not in found]:
         command = [sys.executable, "-W", "ignore", "-m", "helpers.doctor.trials", *left]
-        printed, errors, ending = run(command, seconds, env=environment, cwd=ROOT)
+        printed, errors, ending = run(command, seconds, cwd=ROOT)
         found |= {name: json.loads(line) for name, line in zip(left, printed.splitlines(), strict=False)}
         if not printed:
             reason = ": ".join([f"the process {ending}", *(line[:160] for line in complaints(errors)[-1:])])

@@ -1,17 +1,16 @@
-"""What only trying tells: each trial runs PyTorch on the device and returns what it saw, {"skipped": why} if it cannot.
+"""What only trying tells: each trial runs PyTorch on the device and returns a case of ``findings.toml`` and its facts.
 
 :mod:`helpers.doctor.probes` runs this module in a process of its own, which prints a line of JSON for each trial.
 """
 
 import json
 import logging
+import math
 import os
 import re
 import sys
 from contextlib import nullcontext, suppress
 from importlib import import_module, metadata, util
-
-from helpers.device import varlen_probe
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,9 +26,14 @@ DEVICE = torch.device("cuda:0" if GPU else "cpu")
 
 
 def _error(rough: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative error, by the norm; NaN and infinity become 1e9, since JSON has no number for them."""
+    """Relative error, by the norm; NaN counts as infinite."""
     error = ((rough.float() - exact.float()).norm() / exact.float().norm()).item()
-    return error if error < 1e9 else 1e9
+    return error if error == error else math.inf
+
+
+def _percent(error: float) -> str:
+    """A relative error in words."""
+    return f"{100 * error:.2g} %" if error < 10 else "1000 % or more, or NaN"
 
 
 def _reason(error: Exception) -> str:
@@ -59,7 +63,8 @@ def torch_sees() -> dict:
 def bf16() -> dict:
     """Whether a product in bf16 is as near to fp32 as seven bits of fraction allow."""
     a, b = torch.randn(2, 256, 256, device=DEVICE)
-    return {"error": _error(a.bfloat16() @ b.bfloat16(), a @ b)}
+    error = _error(a.bfloat16() @ b.bfloat16(), a @ b)
+    return {"case": "right" if error < 0.02 else "wrong", "error": _percent(error)}
 
 
 def attention() -> dict:
@@ -67,6 +72,7 @@ def attention() -> dict:
 
     Causal; causal with fewer heads for keys and values; and with padding on the left. For each the kernel that runs.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in training
     query, key, value = torch.randn(3, 2, 4, 128, 64, device=DEVICE, dtype=torch.bfloat16 if GPU else torch.float32)
     padded = torch.ones(2, 1, 128, 128, dtype=torch.bool, device=DEVICE).tril()
     padded[1, :, :, :40] = False
@@ -84,7 +90,14 @@ def attention() -> dict:
             results.append([out.detach(), *(t.grad for t in inputs)])
             kernels.setdefault(form, kernel_that_ran(seen))
         errors += [_error(fused, plain) for fused, plain in zip(*results, strict=True)]
-    return {"error": max(errors), "kernels": kernels}
+    slow, case = [form for form, kernel in kernels.items() if kernel == "math"], "right"
+    if max(errors) > 0.05:
+        case = "wrong"
+    elif slow and GPU:
+        allowed = os.environ.get("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL") == "1"
+        case = "math_cuda" if not torch.version.hip else "math_still" if allowed else "math"
+    named = ", ".join(f"{kernel} ({form})" for form, kernel in kernels.items())
+    return {"case": case, "error": _percent(max(errors)), "forms": " and ".join(slow), "kernels": named}
 
 
 def kernel_that_ran(seen: profile) -> str:
@@ -92,14 +105,6 @@ def kernel_that_ran(seen: profile) -> str:
     called = " ".join(event.key for event in seen.key_averages())
     found = re.search(r"::_scaled_dot_product_(?:attention_)?(flash|efficient|cudnn|math|fused)", called)
     return found[1] if found else "unknown"
-
-
-def varlen() -> dict:
-    """torch's attention over rows of different length laid end to end, against attention row by row."""
-    if not GPU:
-        return {"skipped": "a GPU is needed"}
-    wrong = varlen_probe("cuda:0")
-    return {"failed": wrong} if wrong else {}
 
 
 def four_bits() -> dict:
@@ -123,9 +128,19 @@ def four_bits() -> dict:
             both = bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state), x.float() @ back.float().T
             halves = zip(*(y.chunk(2, dim=-1) for y in both), strict=True)
             products[f"{rows} x {str(dtype).removeprefix('torch.')}"] = max(_error(*half) for half in halves)
-    library = os.path.basename(getattr(getattr(lib, "_lib", None), "_name", None) or "") or None
-    result = {"version": bitsandbytes.__version__, "library": library}
-    return result | {"error": _error(back, matrix), "products": products}
+    error, library, hip = _error(back, matrix), os.path.basename(lib._lib._name), torch.version.hip or ""
+    product, wrong = max(products.items(), key=lambda item: item[1])
+    case = "right"
+    if not 0.02 < error < 0.2:  # 9 % is what 16 levels leave of normal numbers
+        case = "stored_wrong"
+    elif wrong > 0.05:
+        case = "product_wrong"
+    elif GPU and "cpu" in library:
+        case = "library_of_cpu"
+    elif hip and library != f"libbitsandbytes_rocm{''.join(hip.split('.')[:2])}.so":
+        case = "other_rocm"
+    facts = {"case": case, "version": bitsandbytes.__version__, "library": library, "hip": hip}
+    return facts | {"error": _percent(error), "product": product, "wrong": _percent(wrong)}
 
 
 def triton() -> dict:
@@ -134,7 +149,8 @@ def triton() -> dict:
         return {"skipped": "the package triton is not installed" if GPU else "a GPU is needed"}
     product = import_module("helpers.doctor.triton_product").product  # it cannot be imported without Triton
     a, b = (torch.randn(64, 64, device=DEVICE).bfloat16() for _ in range(2))
-    return {"error": _error(product(a, b), a @ b)}
+    error = _error(product(a, b), a @ b)
+    return {"case": "right" if error < 0.02 else "wrong", "error": _percent(error)}
 
 
 def speed() -> dict:
@@ -155,15 +171,15 @@ def speed() -> dict:
 
 
 def packages() -> dict:
-    """Each package really imported: its version, and "works" or the error."""
-    result = {}
+    """Each package really imported: the versions, or the errors."""
+    working, broken = [], []
     for name, part in PACKAGES.items():
         try:
             getattr(import_module(name), part)
-            result[name] = [metadata.version(name), "works"]
+            working.append(f"{name} {metadata.version(name)}")
         except Exception as error:
-            result[name] = [None, _reason(error)]
-    return result
+            broken.append(f"{name} ({_reason(error)})")
+    return {"case": "broken" if broken else "work", "names": ", ".join(broken or working)}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 
 from helpers.device import World
 from helpers.optimizer import local
@@ -26,38 +25,34 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 SHAPES = 4  # parameters whose shapes a process reports
+PR_SET_PDEATHSIG = 1
+# `python -c` with this and a command: the command, but it ends when the process that started it does, a killed kernel too
+FOLLOW_PARENT = (
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, 15); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class DistributedError(RuntimeError):
     """Processes that cannot be started, or one that failed; the message says why."""
 
 
-def too_many(wanted: int, there: int) -> str:
-    """The sentence for more processes than GPUs."""
-    return (
-        f"{wanted} GPUs were asked for, but this machine shows {there}: ask for at most {there}, or make more visible "
-        "(ROCR_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"
-    )
-
-
-def end_with_parent() -> None:
-    """Let this process end when the one that started it does: a killed kernel leaves no training behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def require(wanted: int, there: int, what: str = "GPUs") -> None:
+    """Refuse more processes than there are GPUs, or cores, for them."""
+    if wanted > there:
+        raise DistributedError(
+            f"{wanted} {what} were asked for, but at most {there} can be used here: ask for fewer, or make more visible "
+            "(ROCR_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def join() -> World:
-    """Take this process's own device and join the others; alone where no launcher set the numbers.
-
-    Raises:
-        DistributedError: if a machine was given more processes than it has GPUs.
-    """
+    """Take this process's own device and join the others; alone where no launcher set the numbers."""
     if "RANK" not in os.environ:
         return World()
-    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if 0 < gpus < here:
-        raise DistributedError(too_many(here, gpus))
-    end_with_parent()
+    gpus = torch.cuda.device_count()
+    if gpus:
+        require(int(os.environ["LOCAL_WORLD_SIZE"]), gpus)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a launcher that is killed leaves no training behind
     state = PartialState(cpu=not gpus)  # joins them with NCCL, which is RCCL on ROCm, or with Gloo on CPUs
     return World(state.process_index, state.num_processes)
 
@@ -90,9 +85,7 @@ def reshard(model: torch.nn.Module) -> None:
 def held(model: torch.nn.Module, optimizer) -> dict:
     """What this process holds between the backward pass and the end of a step, measured on the tensors themselves.
 
-    Returns:
-        ``parameters``, ``gradients`` and ``optimizer`` in bytes, and ``shapes``: for some trained parameters their
-        whole shape, the local one and the type.
+    In bytes, and of some trained parameters the whole shape, the local one and the type.
     """
 
     def size(tensors) -> int:
@@ -112,11 +105,7 @@ def held(model: torch.nn.Module, optimizer) -> dict:
 
 
 def held_in_parts(model: torch.nn.Module, held: int, processes: int) -> str:
-    """Prove that a sharded model lies in parts: ``held`` bytes of weights in this process; as a sentence.
-
-    Raises:
-        DistributedError: if a process holds more than its part.
-    """
+    """The sentence that proves that a sharded model lies in parts: ``held`` bytes of weights in this process."""
     everything = sum(p.numel() * p.element_size() for p in model.parameters())
     if held >= 1.05 * everything / processes:
         raise DistributedError(
@@ -126,11 +115,7 @@ def held_in_parts(model: torch.nn.Module, held: int, processes: int) -> str:
 
 
 def in_agreement(digests: list[str]) -> str:
-    """Prove that replicated processes hold equal weights, by the digest of those of each; as a sentence.
-
-    Raises:
-        DistributedError: if they differ.
-    """
+    """The sentence that proves that replicated processes hold equal weights, by the digest of those of each."""
     if len(set(digests)) > 1:
         raise DistributedError(
             f"the trained weights differ between processes ({', '.join(digests)}): no gradient was averaged"
@@ -139,10 +124,7 @@ def in_agreement(digests: list[str]) -> str:
 
 
 def whole(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a sharded model, known by their parts in each process, put together in the main process's memory.
-
-    Every process must call it; the others get nothing.
-    """
+    """The weights of a sharded model, put together in the main process's memory; every process must call it."""
     together = {}
     for name, p in model.named_parameters():
         piece = local(weights[name])

@@ -1,12 +1,9 @@
 """The matrix products of the decoder layers in fp8.
 
-Under an adapter the weight is frozen and needs no gradient, so training multiplies with it twice: forward, and for the
-gradient of its input. Its fp8 copies are made once, each scaled by the rows of its own product; what is multiplied with
-them is scaled by row when it arrives. The adapter's own products stay in bf16, from the input before it was rounded. Two
-copies in fp8 take the memory of one in bf16, so the bf16 weight waits in main memory until the training ends.
-
-In full fine-tuning the weight changes with every step, so it is quantised at each use. Its own gradient, the third
-product, stays in bf16: it is what the optimizer adds up.
+Under an adapter the weight is frozen, so training multiplies with it twice: forward, and for the gradient of its input. Its
+fp8 copies are made once, each scaled by the rows of its own product; what is multiplied with them is scaled by row when it
+arrives. The adapter's own products stay in bf16. The two copies take the memory of one in bf16, so the bf16 weight waits in
+main memory until the training ends. In full fine-tuning the weight is quantised at each use, and its gradient stays in bf16.
 
 Run on NVIDIA H100 and H200. By documentation MI300X has the same product with another fp8 format; it was not run there.
 """

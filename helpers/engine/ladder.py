@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from helpers.batches import training_order
@@ -11,28 +9,15 @@ from helpers.data import Data
 from helpers.device import plan
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.paths import compared
-from helpers.engine.trainer import collator, fast, make_trainer
+from helpers.engine.trainer import Steps, collator, fast, make_trainer
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, to_train
 from helpers.settings import Settings
 from helpers.sources import quiet, resolve
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 WARM = 2  # steps that are not timed: kernels are chosen, memory is taken
-
-
-class Clock(TrainerCallback):
-    """The time at the end of each optimizer step, the device idle."""
-
-    def __init__(self):
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_, **__):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
 
 
 def measure(settings: Settings, data: Data, steps: int) -> dict:
@@ -45,28 +30,26 @@ def measure(settings: Settings, data: Data, steps: int) -> dict:
     settings = settings.change(max_steps=WARM + steps, save_steps=0, warmup_steps=0)
     base = resolve(settings)
     order, tokenizer = training_order(data, settings), load_tokenizer(base)
-    longest = max(len(row.input_ids) for batch in order for row in batch)
-    chosen, clock = plan(settings, base.shape, longest), Clock()
-    batches = collator(settings, chosen, tokenizer, order)
+    rows = [row for batch in order for row in batch]
+    chosen = plan(settings, base.shape, max(len(row.input_ids) for row in rows))
     free_memory()
     with TemporaryDirectory() as folder, MemoryMonitor(chosen.device) as monitor, quiet():
         model = load_base(base, **chosen.loading, four_bit=settings.method == "qlora")
         set_seed(settings.seed)
         model = to_train(model, settings, chosen.value("precision"))
-        rows = [row for batch in order for row in batch]
-        chosen.decisions.update(compared(model, chosen, rows, batches, base.name)[0])
-        batches = collator(settings, chosen, tokenizer, order)
+        chosen.decisions.update(
+            compared(model, chosen, rows, collator(settings, chosen, tokenizer, order), base.name)[0]
+        )
+        batches, log = collator(settings, chosen, tokenizer, order), Steps(monitor)
         with fast(model, chosen):
-            trainer = make_trainer(model, settings, chosen, order, tokenizer, batches, Path(folder), [clock])
-            trainer.monitor = monitor
-            trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        del trainer, model
+            make_trainer(model, settings.change(runs_dir=folder), chosen, order, tokenizer, batches, log).train()
+        del model
     timed = order[WARM * settings.accumulation :]
     real = sum(len(row.input_ids) for batch in timed for row in batch)
-    worked = batches.tokens(timed)
-    result = {"tokens_per_second": real / (clock.ends[-1] - clock.ends[WARM - 1]), "tokens_per_step": real / steps}
-    result |= {"padding": 1 - real / worked, "peak": monitor.result()["peak"], "losses": losses}
+    seconds = log.steps[-1]["seconds"] - log.steps[WARM - 1]["seconds"]
+    result = {"tokens_per_second": real / seconds, "tokens_per_step": real / steps}
+    result |= {"padding": 1 - real / batches.tokens(timed), "peak": monitor.result()["peak"]}
+    result |= {"losses": [step["loss"] for step in log.steps]}
     return result | {"chosen": {name: choice["value"] for name, choice in chosen.decisions.items()}}
 
 

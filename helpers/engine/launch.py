@@ -8,41 +8,33 @@ import subprocess
 import sys
 
 from helpers import records
-from helpers.engine.distributed import DistributedError, too_many
+from helpers.engine.distributed import FOLLOW_PARENT, DistributedError, require
 from helpers.settings import ROOT, Settings, settings_for
 
-import psutil
 import torch
 
 SCRIPT = "notebooks/cluster/train.py"
-# what the launcher's own process runs first: it ends when the one that started it does, however that ended
-FOLLOW_PARENT = "from helpers.engine.distributed import end_with_parent as f; f(); import runpy, sys; "
+PROGRAMS = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}  # as arguments of this Python
 
 
 def devices(settings: Settings) -> tuple[str, int]:
     """What a training is spread over, "GPU" or "CPU", and how many: by default all GPUs, or else two CPU processes.
 
     Raises:
-        DistributedError: if ``settings.devices`` asks for more than there are; says how many there are.
+        DistributedError: if ``settings.devices`` asks for more than there are.
     """
-    gpus, cores, wanted = torch.cuda.device_count(), os.cpu_count() or 1, settings.devices
+    gpus, wanted = torch.cuda.device_count(), settings.devices
     if wanted is None:
         return ("GPU", gpus) if gpus > 1 else ("CPU", 2)
-    if gpus and wanted > gpus:
-        raise DistributedError(too_many(wanted, gpus))
-    if not gpus and wanted > max(cores, 2):
-        raise DistributedError(
-            f"{wanted} CPU processes were asked for, but this machine has {cores} cores: ask for at most that many"
-        )
+    require(wanted, *((gpus, "GPUs") if gpus else (max(os.cpu_count() or 1, 2), "CPU processes")))
     return ("GPU" if gpus else "CPU"), wanted
 
 
-def command(settings: Settings, count: int, evaluate: bool = False) -> list[str]:
+def command(settings: Settings, count: int) -> list[str]:
     """The command that trains these settings on ``count`` devices of this machine, to be run in the repository."""
     default = settings_for(settings.profile, settings.method).table()
     changed = {name: value for name, value in settings.table().items() if value is not None and value != default[name]}
-    what = json.dumps({"profile": settings.profile, "method": settings.method} | changed)
-    work = [SCRIPT, what, *["--evaluate"] * evaluate]
+    work = [SCRIPT, json.dumps({"profile": settings.profile, "method": settings.method} | changed)]
     if count == 1:
         return ["python", *work]
     options = f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0 --mixed_precision no"
@@ -50,7 +42,7 @@ def command(settings: Settings, count: int, evaluate: bool = False) -> list[str]
     return ["accelerate", "launch", *options.split(), "--dynamo_backend", "no", *work]
 
 
-def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) -> records.RunRecord:
+def launch(settings: Settings, kind: str, count: int) -> records.RunRecord:
     """Train on several devices of this machine, show the progress, and return the record that the run saved.
 
     Args:
@@ -66,12 +58,9 @@ def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) ->
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
     if kind == "CPU":
         environment |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-    program, *rest = command(settings, count, evaluate)
-    run = "run_module('accelerate.commands.accelerate_cli'," if program == "accelerate" else f"run_path({SCRIPT!r},"
-    code = f"{FOLLOW_PARENT}runpy.{run} run_name='__main__')"
-    rest = rest if program == "accelerate" else rest[1:]
+    program, *rest = command(settings, count)
     child = subprocess.Popen(
-        [sys.executable, "-c", code, *rest],
+        [sys.executable, "-c", FOLLOW_PARENT, sys.executable, *PROGRAMS[program], *rest],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -88,23 +77,15 @@ def launch(settings: Settings, kind: str, count: int, evaluate: bool = False) ->
                 print(f"\r{line.rstrip()}", end="", flush=True)
             elif line.strip():
                 lines.append(line.rstrip())
-        child.wait()
     except BaseException:
-        _end(child)
+        child.terminate()  # a launcher ends its processes first
         raise
+    finally:
+        child.wait()
     print()
     if child.returncode:
         raise DistributedError(_cause(lines))
     return records.load(settings.folder)
-
-
-def _end(child: subprocess.Popen) -> None:
-    """End the launcher, which ends its processes; whatever is left after half a minute is killed."""
-    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-    child.terminate()
-    for process in psutil.wait_procs(family, timeout=30)[1]:
-        process.kill()
-    child.wait()
 
 
 def _cause(lines: list[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from types import MethodType
+from unittest.mock import patch
 
 from helpers.memory import LOGITS_CHUNK
 from helpers.settings import IGNORED
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+UNUSED = ("use_cache", "inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
 ROUND_TO = 32  # rows of a matrix product on a CPU: oneDNN keeps a kernel, and a copy of the weights, for each number
 
 
@@ -77,13 +79,6 @@ def supervised_nll(model, input_ids, labels, **inputs) -> tuple[torch.Tensor, in
     return HeadLoss.apply(states, head if torch.is_grad_enabled() else head.detach(), targets), tokens
 
 
-def own_nll(forward, input_ids, labels, **inputs) -> tuple[torch.Tensor, int]:
-    """The same from the model's own ``forward`` and its own loss, with whatever that adds to cross-entropy."""
-    output = forward(input_ids=input_ids, labels=labels, use_cache=False, **inputs)
-    tokens = int((labels[:, 1:] != IGNORED).sum())
-    return (output.loss * tokens if tokens else output.logits.float().sum() * 0), tokens  # the mean of nothing is NaN
-
-
 def inner(model):
     """The model itself, without the PEFT adapter around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -102,26 +97,24 @@ def supervised(model, path: str) -> Iterator[None]:
         if labels is None:
             return plain(input_ids=input_ids, **inputs)
         inputs = {name: value for name, value in inputs.items() if value is not None and name not in UNUSED}
-        nll = supervised_nll if path == "fast" else own_nll
-        total, tokens = nll(self if path == "fast" else plain, input_ids, labels, **inputs)
+        if path == "fast":
+            total, tokens = supervised_nll(self, input_ids, labels, **inputs)
+        else:  # with whatever the model's own loss adds to cross-entropy
+            output = plain(input_ids=input_ids, labels=labels, use_cache=False, **inputs)
+            tokens = int((labels[:, 1:] != IGNORED).sum())
+            total = output.loss * tokens if tokens else output.logits.float().sum() * 0  # the mean of nothing is NaN
         return {"loss": total / (tokens if num_items_in_batch is None else num_items_in_batch)}
 
-    with _forward(base, forward):
+    with patch.object(base, "forward", MethodType(forward, base)):
         yield
-
-
-UNUSED = ("use_cache", "inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
 
 
 @torch.no_grad()
 def head_adds(model, input_ids: torch.Tensor) -> str | None:
     """What a model does to its logits or its loss besides hidden x head and cross-entropy; None if nothing.
 
-    The head is given the last hidden states multiplied by 0, by 1 and by 1,000, so that a bias, a scale and a cap all
-    show, however small the logits are now.
-
-    Args:
-        input_ids: one row, (1, tokens).
+    The head is given the last hidden states of one row, (1, tokens), multiplied by 0, by 1 and by 1,000, so that a bias,
+    a scale and a cap all show, however small the logits are now.
     """
     base = inner(model)
     plain, head, states = base.forward, base.get_output_embeddings(), []
@@ -146,18 +139,5 @@ def head_adds(model, input_ids: torch.Tensor) -> str | None:
         added = abs(output.loss.item() - cross_entropy)
         return None if added <= 1e-4 * max(cross_entropy, 1) else "its own loss is not cross-entropy alone"
 
-    with _forward(base, compare):
+    with patch.object(base, "forward", MethodType(compare, base)):
         return next(filter(None, (base(factor) for factor in (0.0, 1.0, 1000.0))), None)
-
-
-@contextlib.contextmanager
-def _forward(base, function) -> Iterator[None]:
-    """Another forward for a model, and its own again afterwards."""
-    before = vars(base).get("forward")
-    base.forward = MethodType(function, base)
-    try:
-        yield
-    finally:
-        vars(base).pop("forward")
-        if before is not None:
-            base.forward = before

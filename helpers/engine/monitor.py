@@ -31,14 +31,13 @@ class MemoryMonitor:
         self.phase = "load"
         self.fine_until = 0.0  # seconds since the start
         self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> MemoryMonitor:
         free_memory()
         self.start = time.perf_counter()
-        if self.kind != "cpu":
-            torch.cuda.reset_peak_memory_stats(own_gpu())
+        self._forget_peak()
         self.before = used_memory(self.kind)
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
 
@@ -50,6 +49,10 @@ class MemoryMonitor:
         while not self._stop.wait(0.01 if time.perf_counter() - self.start < self.fine_until else self.every):
             self.sample()
 
+    def _forget_peak(self) -> None:
+        if self.kind != "cpu":
+            torch.cuda.reset_peak_memory_stats(own_gpu())
+
     def sample(self) -> None:
         """Take one sample now."""
         self.samples.append((time.perf_counter() - self.start, used_memory(self.kind) - self.before, self.phase))
@@ -59,28 +62,21 @@ class MemoryMonitor:
         self.sample()
         if self.phase == "compare":
             self.samples = [sample for sample in self.samples if sample[2] != "compare"]
-            if self.kind != "cpu":
-                torch.cuda.reset_peak_memory_stats(own_gpu())
+            self._forget_peak()
         self.phase = phase
         if phase == "forward" and not self.fine_until:
             self.fine_until = time.perf_counter() - self.start + 5
 
-    def result(self, points: int = 500) -> dict:
-        """Peak, reserved and a timeline thinned to about ``points`` samples, in bytes and seconds."""
-        on_gpu = self.kind != "cpu"
-        peak = (
-            torch.cuda.max_memory_allocated(own_gpu()) - self.before
-            if on_gpu
-            else max((s[1] for s in self.samples), default=0)
-        )
+    def result(self) -> dict:
+        """Peak, reserved and a timeline thinned to about 500 samples, in bytes and seconds."""
+        peak, reserved = max((used for _, used, _ in self.samples), default=0), None
+        if self.kind != "cpu":
+            peak = torch.cuda.max_memory_allocated(own_gpu()) - self.before
+            reserved = torch.cuda.max_memory_reserved(own_gpu())
         load = [s for s in self.samples if s[2] == "load"]  # a large model may take minutes
         rest = self.samples[len(load) :]
-        early = [s for s in rest if s[0] <= rest[0][0] + 15][: points // 2]  # the first steps whole
+        early = [s for s in rest if s[0] <= rest[0][0] + 15][:250]  # the first steps whole
         late = rest[len(early) :]
-        few = points // 4
-        thinned = load[: -1 : max(1, len(load) // few)] + load[-1:] + early + late[:: max(1, len(late) // few)]
-        return {
-            "peak": peak,
-            "reserved": torch.cuda.max_memory_reserved(own_gpu()) if on_gpu else None,
-            "timeline": [[round(t, 3), b, phase] for t, b, phase in thinned],
-        }
+        thinned = load[: -1 : max(1, len(load) // 125)] + load[-1:] + early + late[:: max(1, len(late) // 125)]
+        timeline = [[round(seconds, 3), used, phase] for seconds, used, phase in thinned]
+        return {"peak": peak, "reserved": reserved, "timeline": timeline}

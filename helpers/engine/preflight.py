@@ -26,12 +26,7 @@ class TrainingError(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """You stopped a training; says after which step, what is kept, and how to go on.
-
-    Args:
-        step, steps: how many optimizer steps were done, and how many there are.
-        newest: the step of the newest checkpoint, None without any.
-    """
+    """You stopped a training; says after which of how many steps, what checkpoint is kept, and how to go on."""
 
     def __init__(self, step: int, steps: int, newest: int | None):
         kept = "no checkpoint was written yet, so run this cell again to start from the first step"
@@ -50,42 +45,30 @@ def split(plan: Plan) -> str:
 
 def owners() -> str:
     """Which processes hold memory of the GPU, as far as torch can tell, and what this one holds."""
-    here = f"this process ({os.getpid()}): {torch.cuda.memory_reserved() / GB:.1f} GB"
     try:
-        listed = torch.cuda.list_gpu_processes().splitlines()  # asks amdsmi or NVML, if its package is installed
+        others = torch.cuda.list_gpu_processes()  # asks amdsmi or NVML, if its package is installed
     except Exception as error:
-        listed = [
-            f"the other processes are not known ({str(error).splitlines()[0]}): see amd-smi process or nvidia-smi"
-        ]
-    return "\n  ".join([here, *listed[:20]])
+        others = f"the other processes are not known ({error}): see amd-smi process or nvidia-smi"
+    return f"this process ({os.getpid()}): {torch.cuda.memory_reserved() / GB:.1f} GB\n{others}".replace("\n", "\n  ")
 
 
 def device_memory(plan: Plan) -> None:
-    """Compare the free memory of a GPU with the predicted peak, and show who holds the rest where that is much.
-
-    Raises:
-        TrainingError: if the peak would clearly not fit; a CPU is let through, since it can swap.
-    """
+    """Refuse what would clearly not fit a GPU, and show who holds its memory; a CPU is let through, since it can swap."""
     device, needed = plan.device, plan.predicted.total
     if device.kind == "cpu":
         return
-    held = device.total_memory - device.free_memory
     room = f"{device.free_memory / GB:.1f} of {device.total_memory / GB:.1f} GB of {device.name} are free"
     if needed > 1.1 * device.free_memory:  # a prediction somewhat too high must not stop a run
         raise TrainingError(
             f"{room}, predicted are (GB) {split(plan)}. {WAYS_OUT}. Memory is held by:\n  {owners()}\n"
             "End what you do not need; a notebook gives its own back when its kernel is restarted"
         )
-    if held > 0.05 * device.total_memory:
+    if device.free_memory < 0.95 * device.total_memory:
         print(f"{room}, {needed / GB:.1f} GB are predicted. Memory is held by:\n  {owners()}")
 
 
 def fp8_runs(plan: Plan, method: str) -> None:
-    """Refuse fp8 products where the weights are not bf16, or where this device does not have them.
-
-    Raises:
-        TrainingError: says why, and what to set instead.
-    """
+    """Refuse fp8 products where the weights are not bf16, or where this device does not have them."""
     if plan.value("products") != "fp8":
         return
     wrong = probe(plan.device.torch_name)
@@ -97,28 +80,24 @@ def fp8_runs(plan: Plan, method: str) -> None:
         raise TrainingError(f"products='fp8' cannot be used for this run ({wrong}): leave `products` at None")
 
 
-def disk_space(folder: Path, needed: int, what: str) -> None:
-    """Compare the free space of the disk that holds ``folder`` with ``needed`` bytes.
+def disk_space(model, folder: Path) -> None:
+    """Refuse a training whose checkpoints would not fit: the newest is written before the one before it is removed.
 
-    Raises:
-        TrainingError: if they do not fit.
+    Each holds the trained weights, two AdamW states of each, fp32 masters, and a little.
     """
-    existing = next(f for f in (folder, *folder.parents) if f.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    size = sum(p.numel() * (p.element_size() + (8 if p.element_size() == 4 else 12)) for p in trained) + 1_000_000
+    free = shutil.disk_usage(folder).free
+    if 2 * size > free:
         raise TrainingError(
-            f"{what} in {shown(folder)} would take {needed / GB:.2f} GB, and {free / GB:.2f} GB of that disk are free: "
-            "free some space, choose another runs_dir, or set save_steps to 0 to keep no checkpoints"
+            f"two checkpoints in {shown(folder)} would take {2 * size / GB:.2f} GB, and {free / GB:.2f} GB of that disk are "
+            "free: free some space, choose another runs_dir, or set save_steps to 0 to keep no checkpoints"
         )
 
 
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[None]:
-    """A folder that is written whole or not at all: a failure removes it.
-
-    Raises:
-        TrainingError: says what could not be written and why.
-    """
+    """A folder that is written whole or not at all: a failure removes it and becomes a TrainingError with its cause."""
     try:
         yield
     except BaseException as error:
@@ -133,11 +112,7 @@ def whole(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explaining_memory(plan: Plan) -> Iterator[None]:
-    """Turn running out of memory into the predicted split and three ways out; other errors keep their own words.
-
-    Raises:
-        TrainingError: if the device ran out of memory.
-    """
+    """Turn running out of memory into the predicted split and three ways out; other errors keep their own words."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

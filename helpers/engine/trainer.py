@@ -12,7 +12,7 @@ from pathlib import Path
 from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed
-from helpers.engine.checkpoints import Checkpoint, Checkpoints, load_trained_weights, save_trained
+from helpers.engine.checkpoints import Checkpoint, Checkpoints
 from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
@@ -20,12 +20,15 @@ from helpers.engine.preflight import TrainingError
 from helpers.engine.updates import decoder_blocks
 from helpers.optimizer import AdamW
 from helpers.records import CHECKPOINTS
-from helpers.settings import Settings
+from helpers.settings import Settings, shown
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+WEIGHTS = "trained.safetensors"  # in a checkpoint
 
 
 class Trainer(SFTTrainer):
@@ -34,16 +37,11 @@ class Trainer(SFTTrainer):
     The loss has the value of TRL's own. It is computed on supervised tokens only, and keeps no logits for the backward pass.
     """
 
-    monitor: MemoryMonitor | None = None
-    checkpoints: Checkpoints | None = None
-    log_of: Steps | None = None
-    processes: int = 1
-
-    def __init__(self, *arguments, **options):
-        model = options["model"]
+    def __init__(self, steps: Steps, checkpoints: Checkpoints | None, processes: int, **options):
+        self.steps, self.checkpoints, self.processes, model = steps, checkpoints, processes, options["model"]
         weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         config, before = vars(model.config.get_text_config()), dict(vars(model.config.get_text_config()))
-        super().__init__(*arguments, **options)
+        super().__init__(**options)
         config.update(before)  # TRL and transformers change it: the loss of a mixture, the cache, the end token
         for name, p in model.named_parameters():  # TRL rounds an adapter on a 4-bit base to bf16, in an fp32 run too
             p.data = weights.get(name, p.data)
@@ -51,14 +49,12 @@ class Trainer(SFTTrainer):
         self.remove_callback(PrinterCallback)  # Steps draws one line instead
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.monitor:
-            self.monitor.mark("forward")
+        self.steps.mark("forward")
         if torch.is_tensor(num_items_in_batch):  # a sharded model casts floats that it is given to bf16: 299 to 300
             num_items_in_batch = num_items_in_batch.long()
         loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
         loss = loss * self.processes  # their gradients are averaged, though the tokens are counted over all
-        if self.monitor:
-            self.monitor.mark("backward")
+        self.steps.mark("backward")
         return loss
 
     @staticmethod
@@ -68,27 +64,38 @@ class Trainer(SFTTrainer):
     def exact_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights by name, before rounding: the fp32 masters where the optimizer keeps any."""
         states = getattr(self.optimizer, "optimizer", self.optimizer).state
-        return {n: states[p].get("master", p.detach()) for n, p in self.model.named_parameters() if p.requires_grad}
+        return {name: states[p].get("master", p.detach()) for name, p in self._trained().items()}
 
     def _save_checkpoint(self, model, trial):
-        self.monitor.mark("save")
+        self.steps.mark("save")
         begun = time.perf_counter()
-        with self.checkpoints.saving(self.model, self.log_of.steps, self.log_of.elapsed()):
+        with self.checkpoints.saving(self.steps.steps, self.steps.elapsed()):
             super(SFTTrainer, self)._save_checkpoint(model, trial)  # past TRL's own, which adds a model card each time
-        self.log_of.start += time.perf_counter() - begun  # saving is not training: speeds are compared without it
+        self.steps.start += time.perf_counter() - begun  # saving is not training: speeds are compared without it
 
     def _save(self, output_dir=None, state_dict=None):
-        save_trained(self.model, Path(output_dir))
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().contiguous() for name, value in self._trained().items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_trained_weights(self.model, Path(resume_from_checkpoint))
+        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        if tensors.keys() != self._trained().keys():
+            raise TrainingError(
+                f"{shown(resume_from_checkpoint)} holds other weights than this model trains; delete it to start again"
+            )
+        self.model.load_state_dict(tensors, strict=False)
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 class Steps(TrainerCallback):
     """Keeps every step's figures, draws the progress line, marks phases, and stops at a loss that is not finite."""
 
-    def __init__(self, monitor: MemoryMonitor, progress, since: Checkpoint | None):
-        self.monitor, self.progress = monitor, progress
+    def __init__(self, monitor: MemoryMonitor | None = None, progress=None, since: Checkpoint | None = None):
+        self.mark = monitor.mark if monitor else lambda phase: None
+        self.progress = progress
         self.steps: list[dict] = since.steps if since else []
         self.before = since.seconds if since else 0.0
         self.held: dict = {}
@@ -101,7 +108,7 @@ class Steps(TrainerCallback):
         return time.perf_counter() - self.start
 
     def on_pre_optimizer_step(self, args, state, control, **_):
-        self.monitor.mark("step")
+        self.mark("step")
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         self.held = self.held or distributed.held(model, optimizer)
@@ -118,8 +125,9 @@ class Steps(TrainerCallback):
                     "lower learning_rate, or set precision to 'fp32' to see whether the arithmetic is at fault"
                 )
         self.steps.append(entry)
-        self.progress.update(1)
-        self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+        if self.progress is not None:
+            self.progress.update(1)
+            self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
 def tensorboard(settings: Settings) -> TrainerCallback:
@@ -137,10 +145,10 @@ def keeps_checkpoints(settings: Settings, processes: int) -> bool:
     return 0 < settings.save_steps < settings.max_steps and processes == 1
 
 
-def _arguments(settings: Settings, folder: Path, plan: Plan) -> SFTConfig:
+def _arguments(settings: Settings, plan: Plan) -> SFTConfig:
     keeps = keeps_checkpoints(settings, plan.world.size)
     arguments = SFTConfig(
-        output_dir=str(folder / CHECKPOINTS),
+        output_dir=str(settings.folder / CHECKPOINTS),
         max_steps=settings.max_steps,
         seed=settings.seed,
         per_device_train_batch_size=1,  # one micro-batch of rows
@@ -152,11 +160,9 @@ def _arguments(settings: Settings, folder: Path, plan: Plan) -> SFTConfig:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=False,  # no autocast: the weights are in the precision of the arithmetic already
-        fp16=False,
         use_cpu=plan.device.kind == "cpu",
         gradient_checkpointing=plan.value("checkpointing"),
         max_length=None,
-        shuffle_dataset=False,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -181,22 +187,27 @@ def collator(settings: Settings, plan: Plan, tokenizer, order: list[list]) -> Co
     return Collator(flat, tokenizer.pad_token_id, multiple, max(len(row.input_ids) for rows in order for row in rows))
 
 
-def make_trainer(model, settings, plan: Plan, order, tokenizer, batches: Collator, folder: Path, callbacks) -> Trainer:
+def make_trainer(
+    model, settings: Settings, plan: Plan, order, tokenizer, batches: Collator, steps: Steps, checkpoints=None
+) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
-    rows = {id(row): {"input_ids": row.input_ids, "labels": row.labels} for batch in order for row in batch}
-    numbers = Dataset.from_dict(
-        {"rows": [[id(row) for row in batch] for batch in order]}
-    )  # a long run repeats its rows
-    trainer = Trainer(
+    numbers = Dataset.from_dict({"number": range(len(order))})
+
+    def micro_batches(numbered: dict) -> dict:
+        chosen = [order[number] for number in numbered["number"]]
+        return {"rows": [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in chosen]}
+
+    return Trainer(
+        steps,
+        checkpoints,
+        plan.world.size,
         model=model,
-        args=_arguments(settings, folder, plan),
-        train_dataset=numbers.with_transform(lambda x: {"rows": [[rows[n] for n in batch] for batch in x["rows"]]}),
+        args=_arguments(settings, plan),
+        train_dataset=numbers.with_transform(micro_batches),
         data_collator=batches,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[steps, *([tensorboard(settings)] if settings.report_to == "tensorboard" else [])],
     )
-    trainer.processes = plan.world.size
-    return trainer
 
 
 @contextlib.contextmanager

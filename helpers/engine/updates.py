@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
@@ -31,10 +32,11 @@ def base_tensor(folder: Path, name: str) -> torch.Tensor:
 def decoder_blocks(model) -> torch.nn.ModuleList:
     """The blocks of a decoder, whatever its family calls them: the longest list of modules, right inside it or deeper."""
     decoder = model.get_decoder()
-    inside = [
-        [m for m in some if isinstance(m, torch.nn.ModuleList)] for some in (decoder.children(), decoder.modules())
-    ]
-    return max(inside[0] or inside[1], key=len)
+    right_inside, anywhere = (
+        [module for module in modules if isinstance(module, torch.nn.ModuleList)]
+        for modules in (decoder.children(), decoder.modules())
+    )
+    return max(right_inside or anywhere, key=len)
 
 
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
@@ -51,35 +53,27 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
         ranks, ``energy`` (the share of the squared Frobenius norm that the best product of each rank holds,
         Eckart and Young 1936) and ``relative_norm`` (of the update against the base weight).
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    names, blocks = {module: name for name, module in base.named_modules()}, decoder_blocks(base)
+    adapted, exact, updates = isinstance(model, PeftModel), exact or {}, []
+    base = model.get_base_model() if adapted else model
+    names, blocks = {module: f"{name}.weight" for name, module in base.named_modules()}, decoder_blocks(base)
     last = len(blocks) - 1
     chosen = {round(i * last / (layers - 1)) for i in range(layers)} if layers > 1 else {(last + 1) // 2}
-    updates = []
-    for index in sorted(chosen):
-        for name, layer in blocks[index].named_modules():
-            with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
-                before, delta = _delta(
-                    layer, f"{names[layer]}.weight", isinstance(model, PeftModel), folder, exact or {}
-                )
-                if delta is not None:
-                    updates.append({"layer": f"{index}.{name.split('.')[-1]}"} | _spectrum(delta, before.norm().cpu()))
+    kinds = BaseTunerLayer if adapted else torch.nn.Linear | Conv1D
+    named = ((index, path, layer) for index in sorted(chosen) for path, layer in blocks[index].named_modules())
+    for index, path, layer in named:
+        if not isinstance(layer, kinds):
+            continue
+        with contextlib.suppress(KeyError), torch.no_grad():  # a family may name its weights otherwise in its files
+            if adapted:
+                before, delta = layer.get_base_layer().weight, layer.get_delta_weight(layer.active_adapters[0])
+                before = before if before.shape == delta.shape else base_tensor(folder, names[layer])
+            else:
+                before = base_tensor(folder, names[layer])
+                delta = exact.get(names[layer], layer.weight).detach().float()
+                delta = delta - before.to(delta.device)
+            place = {"layer": f"{index}.{path.split('.')[-1]}"}
+            updates.append(place | _spectrum(delta.float(), before.float().norm().cpu()))
     return updates
-
-
-def _delta(layer, name: str, adapted: bool, folder: Path, exact: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A layer's base weight and its update in fp32; None for a layer that has no linear weight of its own, or no adapter."""
-    if adapted:
-        if not hasattr(layer, "get_delta_weight"):
-            return torch.empty(0), None
-        delta = layer.get_delta_weight(layer.active_adapters[0]).float()
-        weight = layer.get_base_layer().weight
-        return weight.float() if weight.shape == delta.shape else base_tensor(folder, name), delta
-    if not isinstance(layer, torch.nn.Linear | Conv1D):
-        return torch.empty(0), None
-    before = base_tensor(folder, name)
-    weight = exact.get(name, layer.weight).detach().float()
-    return before, weight - before.to(weight.device)
 
 
 def _spectrum(delta: torch.Tensor, before: torch.Tensor) -> dict:

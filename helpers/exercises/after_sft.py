@@ -1,10 +1,8 @@
 """Checks for the exercises of 11_after_sft: advantages, a reward that resists cheating, the first loss of DPO."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from statistics import mean, pstdev
+from statistics import mean, pstdev, stdev
 
 from helpers.exercises import check, expect, need
 from helpers.sources import answer_of
@@ -18,12 +16,10 @@ def group_advantages(advantages: Callable) -> str:
     for rewards in ([1.0, 0.0, 0.0, 0.0], [1.1, 0.1, 1.1, 0.0, 0.1, 0.1, 0.1, 1.1]):
         got, centre = [float(each) for each in advantages(rewards)], mean(rewards)
         need(len(got) == len(rewards), f"{len(rewards)} rewards give {len(got)} advantages.")
-        off = f"for {rewards} the mean is {mean(got):.3g}, not 0: subtract the mean of the group."
-        need(abs(mean(got)) < 1e-4, off)
-        small = pstdev(rewards) * math.sqrt(len(rewards) / (len(rewards) - 1)) + 1e-3  # the sample's deviation
-        likeness = [(reward - centre) / each for reward, each in zip(rewards, got, strict=True) if each]
-        fits = likeness and all(0.999 * pstdev(rewards) <= scale <= small for scale in likeness)
-        need(fits, f"for {rewards} they are {got}: divide the differences by the standard deviation of the group.")
+        scaled = ([(reward - centre) / spread(rewards) for reward in rewards] for spread in (pstdev, stdev))
+        fits = any(all(map(lambda a, b: abs(a - b) < 0.01, got, wanted)) for wanted in scaled)
+        steps = "subtract the mean of the group, and divide the differences by its standard deviation."
+        need(fits, f"for {rewards} they are {got}: {steps}")
     return "better than the mean of the group is pushed up, worse is pushed down, and equal rewards move nothing."
 
 
@@ -34,30 +30,26 @@ def honest_reward(reward: Callable, *, references: list[str]) -> str:
         truth = answer_of(reference)
         score = float(reward(reference, reference))
         need(score == 1, f"the reference itself earns {score:g}, not 1.")
-        other = f"The answer is: {truth}1"
         cheats = {
             "only repeats numbers": f"{truth} " * 30,
-            "ends in a wrong number": f"{reference} {other}",
+            "ends in a wrong number": f"{reference} The answer is: {truth}1",
             "names the form and no number": "The answer is:",
             "tries one number after the other": " ".join(f"The answer is: {n}." for n in (1, 2, 3, truth)),
-            "says nothing": "",
         }
         for what, reply in cheats.items():
             score = float(reward(reply, reference))
-            need(0 <= score <= 1, f"a reply that {what} earns {score:g}, which is not between 0 and 1.")
-            need(score < 0.5, f"a reply that {what} earns {score:g}: {reply[:80]!r}")
-    return "the reference earns 1, and none of five ways to cheat earns half of that."
+            need(0 <= score < 0.5, f"a reply that {what} earns {score:g} instead of 0 to 0.5: {reply[:80]!r}")
+    return f"the reference earns 1, and none of {len(cheats)} ways to cheat earns half of that."
 
 
 @check
 def dpo_start(first_loss: float, *, margin: float) -> str:
     """The loss of DPO at a margin of 0: -log sigmoid(0)."""
     truth = math.log1p(math.exp(-margin))
-    mistakes = (
-        (0, "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet."),
-        (0.5, "that is the probability sigma(0); the loss is its negative logarithm."),
-        (1, "that is the logarithm to base 2; the loss takes the natural one."),
-    )
-    other = f"you say {first_loss:g}. Put the margin into the formula of step 7."
-    expect(first_loss, truth, other, *mistakes, near=0.01)
+    mistakes = {
+        0: "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet.",
+        0.5: "that is the probability sigma(0); the loss is its negative logarithm.",
+    }
+    other = f"you say {first_loss:g}. Put the margin into the formula of step 7, with the natural logarithm."
+    expect(first_loss, truth, other, mistakes, near=0.01)
     return f"log 2 = {truth:.4f}. A first loss far from it means that the reference is not the model you start from."

@@ -1,8 +1,5 @@
 """Checks for the exercises of 07_multi_gpu: memory of shards, and the average of unequal parts."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Sequence
 
 from helpers.exercises import check, expect, need
@@ -17,21 +14,17 @@ def fewest_devices(each: float, fewest: int, *, shape: Shape, devices: int, memo
         return predict(shape, "full", shards=count, **rows).total / GB
 
     alone, card = predict(shape, "full", **rows), memory / GB
-    states = (alone.weights + alone.gradients + alone.masters + alone.optimizer) / GB
-    truth = states / devices
-    mistakes = (
-        (alone.weights / devices / GB, "each: that is the weights alone."),
-        (states, "each: that is what all of them hold together, or each one if nothing is sharded."),
-        (truth - alone.masters / devices / GB, "each: the optimizer also keeps fp32 master copies of the weights."),
-        (truth * GB, "each: the question asks for GB, not for bytes."),
-    )
-    expect(each, truth, "each: 2 + 2 + 4 + 8 bytes per parameter, divided by the devices.", *mistakes, near=0.03)
-    need(fewest >= 1, f"fewest: {fewest} is no number of devices.")
+    truth = (alone.weights + alone.gradients + alone.masters + alone.optimizer) / devices / GB
+    mistakes = {
+        devices * truth: "each: that is what all of them hold together.",
+        truth - alone.masters / devices / GB: "each: the optimizer also keeps fp32 master copies of the weights.",
+    }
+    expect(each, truth, "each: 2 + 2 + 4 + 8 bytes per parameter, divided by the devices, in GB.", mistakes, near=0.03)
     there = f"on {fewest} devices each needs {peak(fewest):.1f} of {card:.1f} GB"
-    hint = " That is enough for the states. What is not divided?" * (fewest == math.ceil(states / card))
-    need(peak(fewest) <= card, f"fewest: {there}.{hint}")
+    whole = "Activations and gathered blocks are not divided."
+    need(peak(fewest) <= card, f"fewest: {there}. {whole}")
     need(fewest == 1 or peak(fewest - 1) > card, f"fewest: {there}, and one device fewer would do.")
-    return f"{truth:.0f} GB on each of {devices}; {there}. Activations and gathered blocks are not divided."
+    return f"{truth:.0f} GB on each of {devices}; {there}. {whole}"
 
 
 @check
@@ -48,13 +41,8 @@ def factors_of_means(factors: list[float], *, parts: Sequence[list], load: Calla
     total, all_tokens = gradient(model, weight, [row for part in parts for row in part])
     average = sum(f * g / n for f, g, n in zip(factors, sums, tokens, strict=True)) / count
     off = 100 * ((average * all_tokens - total).norm() / total.norm()).item()
-    reason = "write both as sums over tokens, and compare."
-    for wrong, why in (
-        ([1] * count, "that is the mean of means."),
-        ([n / all_tokens for n in tokens], f"the weights are right, but the average divides by {count} once more."),
-        ([all_tokens / n / count for n in tokens], "upside down: now a token among few counts even more."),
-        (tokens, "a mean times its tokens is a sum, and a sum grows with the rows."),
-    ):
-        reason = why if all(map(math.isclose, factors, wrong)) else reason
+    mistakes = {(1,) * count: "that is the mean of means."}
+    mistakes[tuple(n / all_tokens for n in tokens)] = f"the average divides by {count} once more."
+    reason = mistakes.get(tuple(factors), "write both as sums over tokens, and compare.")
     need(off < 0.1, f"off by {off:.1f} % of the true gradient: {reason}")
     return f"off by {off:.1g} %, which is rounding: each of the {all_tokens} tokens counts alike now."

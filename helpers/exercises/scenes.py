@@ -1,7 +1,5 @@
 """What the scenes of 10_spot_the_bug share, and the checks of its exercises."""
 
-from __future__ import annotations
-
 import math
 import random
 import tempfile
@@ -20,7 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-FAULTS = ("doubled start", "masked end", "leaked test")
+FAULTS = {"doubled start", "masked end", "leaked test"}
 
 
 def fresh(tiny: Settings, dtype: torch.dtype = torch.float32):
@@ -70,29 +68,29 @@ def ask(guard, *arguments) -> None:
 def case(data: Data, tokenizer, seed: int) -> Data:
     """A data set with two of the three :data:`FAULTS`, chosen by the seed."""
     rng, train = random.Random(seed), list(data.train)
-    for fault in rng.sample(FAULTS, 2):
+    for fault in rng.sample(sorted(FAULTS), 2):
         for number in rng.sample(range(len(train)), 3):
-            row = train[number]
-            ids, labels, eos = row.input_ids, row.labels, tokenizer.eos_token_id
-            if fault == "doubled start":
-                row = replace(row, input_ids=[tokenizer.bos_token_id, *ids], labels=[IGNORED, *labels])
+            row, eos = train[number], tokenizer.eos_token_id
+            if fault == "leaked test":
+                train[number] = rng.choice(data.test)
             elif fault == "masked end":
-                row = replace(row, labels=[IGNORED if label == eos else label for label in labels])
-            train[number] = replace(rng.choice(data.test)) if fault == "leaked test" else row
+                train[number] = replace(row, labels=[IGNORED if label == eos else label for label in row.labels])
+            else:
+                ids = [tokenizer.bos_token_id, *row.input_ids]
+                train[number] = replace(row, input_ids=ids, labels=[IGNORED, *row.labels])
     return replace(data, train=train)
 
 
 @check
 def case_solved(faults: set, *, case: Data, tokenizer) -> str:
     """The names of the faults in the training rows of a case."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     held_out = {str(e.prompt) for e in case.test}
     truth = {
-        "doubled start": any(e.input_ids[:2] == [bos, bos] for e in case.train),
-        "masked end": any(eos not in e.labels for e in case.train),
+        "doubled start": any(e.input_ids[:2] == [tokenizer.bos_token_id] * 2 for e in case.train),
+        "masked end": any(tokenizer.eos_token_id not in e.labels for e in case.train),
         "leaked test": any(str(e.prompt) in held_out for e in case.train),
     }
-    need(faults <= set(FAULTS), f"the faults are called {', '.join(FAULTS)}.")
+    need(faults <= FAULTS, f"the faults are called {', '.join(sorted(FAULTS))}.")
     again = "A guard stops at its first fault: mend that one, and call it again."
     wrong = " or a ".join(name for name in sorted(faults) if not truth[name])
     need(not wrong, f"no row has a {wrong}. {again}")
@@ -104,10 +102,9 @@ def case_solved(faults: set, *, case: Data, tokenizer) -> str:
 def steps_of_an_epoch(steps_taken: int, *, model, rows: list, batch_size: int, accumulation: int, devices: int) -> str:
     """Optimizer steps of one epoch if this many GPUs are visible; the Trainer of transformers runs it."""
     truth = fit_with_trainer(model, rows, batch_size, devices, accumulation).state.global_step
-    wrong = (
-        (math.ceil(len(rows) / batch_size), "that is without accumulation and on one device."),
-        (math.ceil(len(rows) / batch_size / accumulation), "that is on one device."),
-        (math.ceil(len(rows) / batch_size / devices), "that is without accumulation."),
-    )
-    expect(steps_taken, truth, f"not {steps_taken}. How many rows does one optimizer step take in all?", *wrong)
+    mistakes = {
+        math.ceil(len(rows) / batch_size): "that is without accumulation and on one device.",
+        math.ceil(len(rows) / batch_size / accumulation): "that is on one device, or without accumulation.",
+    }
+    expect(steps_taken, truth, f"not {steps_taken}. How many rows does one optimizer step take in all?", mistakes)
     return f"{truth} steps of up to {batch_size * accumulation * devices} rows, on {len(rows)} rows."

@@ -1,7 +1,5 @@
 """Checks for the exercises of 08_serve: answers that were cut, and a second turn. None needs a server."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from helpers.exercises import check, expect, need
@@ -20,17 +18,15 @@ def response(text: str, reason: str, written: int) -> ChatCompletion:
 @check
 def whole_answers(read: Callable, *, references: list[str], limit: int) -> str:
     """A function that returns the text of a whole answer and None for one that the limit cut."""
-    full = f"an answer of exactly {limit} tokens that ended by itself is whole: the number of tokens does not tell."
-    complete = "an answer that looks complete can be cut too: the server says so, the text does not."
     for text in map(str.strip, references):
-        got = read(response(text, "stop", limit - 1))
-        need(got == text, f"a whole answer, {text[:60]!r}, became {got!r}.")
-        cut = text[:-1].strip()
-        got = read(response(cut, "length", limit))
-        need(got != cut, f"a cut answer came through: it ends in {cut[-30:]!r} instead of {text[-30:]!r}.")
-        need(got is None, f"for a cut answer it should return None, and not {got!r}.")
-        need(read(response(text, "stop", limit)) == text, full)
-        need(read(response(text, "length", limit)) is None, complete)
+        for content, reason, written, what in (
+            (text, "stop", limit - 1, "a whole answer"),
+            (text[:-1], "length", limit, "a cut answer"),
+            (text, "stop", limit, f"a whole answer of exactly {limit} tokens, a number that does not tell,"),
+            (text, "length", limit, "a cut answer that looks complete"),
+        ):
+            got, right = read(response(content, reason, written)), content if reason == "stop" else None
+            need(got == right, f"for {what}, {content[:60]!r}, it should return {right!r:.60}, and not {got!r:.60}.")
     return "`finish_reason` alone tells. Count how many were cut, too: many mean that the limit is too low."
 
 
@@ -48,14 +44,12 @@ def second_turn(messages: list[dict], grows_by: float, *, first: list[dict], sai
     need(roles[len(first) :] == ["assistant", "user"], order)
     need(after[0]["content"].strip() == said.strip(), "the assistant's message is not what the server answered.")
     truth = tokens(messages) - tokens(first)
-    answer, question = (len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in after)
+    texts = sum(len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in after)
     mistakes = {
         tokens(messages): "that is `prompt_tokens` of the second request, and not by how much it grew.",
-        answer: "those are the tokens of the first answer; the second question is read, too.",
-        question: "those are the tokens of the second question; the first answer is read again, too.",
-        answer + question: "those are the words of both. The template writes who speaks, and where a turn ends.",
+        texts: "those are the words of both. The template writes who speaks, and where a turn ends.",
     }
-    other = f"it is not {grows_by:g}. Apply the chat template to both conversations, and count."
-    expect(grows_by, truth, other, *mistakes.items())
-    template = f"{truth} tokens, {truth - answer - question} of them of the template"
+    other = f"it is not {grows_by:g}: the answer and the question are both read. Apply the chat template, and count."
+    expect(grows_by, truth, other, mistakes)
+    template = f"{truth} tokens, {truth - texts} of them of the template"
     return f"{template}. Each turn is read with all turns before it, so a long conversation is mostly reading."

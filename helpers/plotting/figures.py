@@ -161,7 +161,7 @@ def against_peak(values: dict[str, float], peaks: dict[str, float | None], axes:
         if peak := peaks.get(name):
             axes.barh(row, peak, fill=False, edgecolor="black", linestyle="--")
             words.set(x=ends[row], text=f"{words.get_text()}, {value / peak:.0%} of {peak:,.0f}")
-    axes.set_xlim(0, 1.8 * max(ends))
+    axes.set_xlim(0, 1.45 * max(ends))
     return axes
 
 

@@ -80,3 +80,7 @@ def main() -> None:
         return JSONResponse({"error": {"message": error.detail}}, error.status_code)
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,8 @@ llama.cpp reads the same folder, and the checks below hold for its file too.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +61,7 @@ def export_gguf(folder: Path, file: Path, kind: str = "BF16") -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
-    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    _add_tokenizer(writer, folder, tokenizer, config.vocab_size)
     _add_weights(writer, model, gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -80,66 +82,41 @@ def _add_weights(writer: gguf.GGUFWriter, model, kind: gguf.GGMLQuantizationType
         if layer in heads:
             halves = weight.reshape(heads[layer], 2, -1, weight.shape[1])
             weight = halves.transpose(1, 2).reshape(weight.shape)
-        target = names.get_name(name, try_suffixes=(".weight",))
-        numbers = weight.float().numpy()
-        if weight.dim() == 1:
-            writer.add_tensor(target, numbers)
-        else:
-            writer.add_tensor(target, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+        form = kind if weight.dim() > 1 else gguf.GGMLQuantizationType.F32
+        numbers = gguf.quants.quantize(weight.float().numpy(), form)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), numbers, raw_dtype=form)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer, vocabulary: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, tokenizer, vocabulary: int) -> None:
     """Tokens, merges, special tokens and the chat template. Whether a BOS is added is written, not left to be guessed."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"].get("merges", [])]
-    added = {token["id"]: token for token in state["added_tokens"]}
-    texts, kinds = [], []
-    for number, text in enumerate(tokenizer.convert_ids_to_tokens(range(vocabulary))):
-        special = number in added and added[number]["special"]
-        kind = (
-            gguf.TokenType.CONTROL
-            if special
-            else gguf.TokenType.USER_DEFINED
-            if number in added
-            else gguf.TokenType.NORMAL
-        )
-        texts.append(text if text is not None else f"[unused{number}]")
-        kinds.append(kind if text is not None else gguf.TokenType.UNUSED)
+    state, kinds = json.loads(tokenizer.backend_tokenizer.to_str()), gguf.TokenType
+    added = {t["id"]: kinds.CONTROL if t["special"] else kinds.USER_DEFINED for t in state["added_tokens"]}
+    texts = list(enumerate(tokenizer.convert_ids_to_tokens(range(vocabulary))))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(state))
-    writer.add_token_list(texts)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    for add, number in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-    ):
-        if number is not None:
-            add(number)
-    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
+    writer.add_token_list([f"[unused{number}]" if text is None else text for number, text in texts])
+    writer.add_token_types([kinds.UNUSED if text is None else added.get(n, kinds.NORMAL) for n, text in texts])
+    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocabulary)
+    special.add_special_token = {"bos": _adds_bos(tokenizer)}
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _adds_bos(tokenizer) -> bool:
+    return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
 def _splitting(state: dict) -> str:
     """llama.cpp's name for the way this tokenizer splits a text before it looks for tokens."""
     steps = state["pre_tokenizer"] or {}
-    steps = steps.get("pretokenizers", [steps])
-    last, digits = steps[-1], [step for step in steps[:-1] if step == {"type": "Digits", "individual_digits": True}]
+    *before, last = steps.get("pretokenizers", [steps])
     plain = state["model"]["type"] == "BPE" and not state["normalizer"] and last.get("type") == "ByteLevel"
-    if (
-        not plain
-        or last["add_prefix_space"]
-        or not last["use_regex"]
-        or len(digits) != len(steps) - 1
-        or len(steps) > 2
-    ):
+    digits = [{"type": "Digits", "individual_digits": True}]
+    if not plain or last["add_prefix_space"] or not last["use_regex"] or before not in ([], digits):
         raise ExportError(
             "this tokenizer splits a text in a way that is not written here, and llama.cpp would make other tokens of it: "
             "use convert_hf_to_gguf.py of llama.cpp"
         )
-    return "smollm" if digits else "gpt-2"
+    return "smollm" if before else "gpt-2"
 
 
 def modelfile(tokenizer, gguf_name: str) -> str:
@@ -150,37 +127,31 @@ def modelfile(tokenizer, gguf_name: str) -> str:
     Raises:
         ExportError: if the template filled in by hand is not what the tokenizer writes.
     """
-    bos = tokenizer.bos_token or ""
 
-    def render(messages: list[dict], **options) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    def render(*messages: tuple[str, str], ask: bool = True) -> str:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
 
-    question = {"role": "user", "content": PROMPT}
-    system = {"role": "system", "content": SYSTEM}
-    asked = render([system, question], add_generation_prompt=True)
-    ending = render([system, question, {"role": "assistant", "content": "one answer"}]).partition("one answer")[2]
-    template = asked.replace(SYSTEM, "{{ .System }}").replace(PROMPT, "{{ .Prompt }}")
-    if (
-        template.replace("{{ .System }}", SYSTEM).replace("{{ .Prompt }}", PROMPT) != asked
-        or "{{ .Prompt }}" not in template
-    ):
+    system, question = ("system", SYSTEM), ("user", PROMPT)
+    asked, without_system = render(system, question), render(question).partition(PROMPT)[0]
+    ending = render(system, question, ("assistant", "one answer"), ask=False).partition("one answer")[2].rstrip()
+    if [asked.count(SYSTEM), asked.count(PROMPT)] != [1, 1]:
         raise ExportError(
             "the chat template changes the texts that it gets, so it cannot be written as an Ollama template"
         )
-    if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:  # llama.cpp adds it to every prompt: once is enough
-        template = template.removeprefix(bos)
-    before, _, after = render([question], add_generation_prompt=True).partition(PROMPT)
-    head, tail = asked.partition(SYSTEM)[0], asked.partition(SYSTEM)[2].partition(PROMPT)[0]
-    usual = before[len(head) : len(before) - len(tail)] if before.startswith(head) and before.endswith(tail) else ""
-    stops = "".join(
-        f'PARAMETER stop "{text}"\n' for text in tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
-    )
-    said = f'SYSTEM """{usual}"""\n' if usual else ""
-    return f'FROM ./{gguf_name}\nTEMPLATE """{template}{{{{ .Response }}}}{ending.rstrip()}"""\n{said}{stops}PARAMETER temperature 0\n'
+    template = asked.replace(SYSTEM, "{{ .System }}").replace(PROMPT, "{{ .Prompt }}")
+    if _adds_bos(tokenizer):  # llama.cpp adds it to every prompt: once is enough
+        template = template.removeprefix(tokenizer.bos_token)
+    around = map(re.escape, re.split(f"{SYSTEM}|{PROMPT}", asked)[:2])
+    usual = re.fullmatch("(.+)".join(around), without_system, re.DOTALL)  # the system text of a chat that gives none
+    lines = [f"FROM ./{gguf_name}", f'TEMPLATE """{template}{{{{ .Response }}}}{ending}"""']
+    lines += [f'SYSTEM """{usual[1]}"""'] if usual else []
+    lines += [f'PARAMETER stop "{text}"' for text in tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))]
+    return "\n".join([*lines, "PARAMETER temperature 0\n"])
 
 
 @contextmanager
-def llama_cpp(file: Path, context: int = 2048) -> Iterator[str]:
+def llama_cpp(file: Path) -> Iterator[str]:
     """A server of llama.cpp over a GGUF file in this process, with its cache in fp32; yields its address.
 
     Raises:
@@ -191,7 +162,7 @@ def llama_cpp(file: Path, context: int = 2048) -> Iterator[str]:
     except ImportError:
         raise ExportError("llama.cpp is not installed: `pip install xllamacpp` brings it as a wheel") from None
     options = xllamacpp.CommonParams()
-    options.model.path, options.n_ctx, options.n_parallel = str(file), context, 1
+    options.model.path, options.n_ctx, options.n_parallel = str(file), 2048, 1
     options.cpuparams.n_threads = options.cpuparams_batch.n_threads = torch.get_num_threads()
     options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     options.warmup, options.ui, options.verbosity = False, False, -1
@@ -211,14 +182,17 @@ def check_template(address: str, tokenizer, conversations: list[list[dict]]) -> 
     Raises:
         ExportError: names the first token that differs, as with a wrong template or a doubled BOS.
     """
+
+    def answer(path: str, **job) -> dict:
+        return httpx.post(f"{address}/{path}", json=job, timeout=60).json()
+
     total = 0
     for messages in conversations:
-        text = httpx.post(f"{address}/apply-template", json={"messages": messages}, timeout=60).json()["prompt"]
-        job = {"content": text, "add_special": True, "parse_special": True}
-        read = httpx.post(f"{address}/tokenize", json=job, timeout=60).json()["tokens"]
+        text = answer("apply-template", messages=messages)["prompt"]
+        read = answer("tokenize", content=text, add_special=True, parse_special=True)["tokens"]
         due = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         if read != due:
-            at = next((n for n, (a, b) in enumerate(zip(read, due, strict=False)) if a != b), min(len(read), len(due)))
+            at = len(os.path.commonprefix([read, due]))
             found, wanted = (tokenizer.decode(ids[at : at + 3]) for ids in (read, due))
             raise ExportError(
                 f"llama.cpp reads {len(read)} tokens where the tokenizer writes {len(due)}; from token {at} on they differ: "

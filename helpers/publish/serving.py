@@ -16,16 +16,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from itertools import cycle
+from contextlib import AbstractContextManager
 from pathlib import Path
-from statistics import median
 
+from helpers.engine.distributed import FOLLOW_PARENT
 from helpers.settings import ROOT, Settings, shown
 from helpers.sources import resolve
 
 HOST = "127.0.0.1"
-# a child process runs this first: it ends when the notebook's kernel does, however that ended
-FOLLOW_PARENT = "from helpers.engine.distributed import end_with_parent as f; f(); "
 
 
 class ServingError(RuntimeError):
@@ -41,15 +39,12 @@ def command(folder: Path, port: int, device: str = "cpu", attention: str = "sdpa
 def vllm_command(settings: Settings, merged: bool) -> str:
     """The command that serves a run with vLLM in a container for ROCm, written from documentation and never run here.
 
-    Args:
-        merged: serve the folder ``merged`` of the series; otherwise the base with the run's adapter beside it.
+    Served is the folder ``merged`` of the series, or the base with the run's adapter beside it.
     """
     base, mount = settings.model, '-v "$HOME/.cache/huggingface:/root/.cache/huggingface" '
-    if settings.model in ("tiny", "smollm2-135m"):
-        base, mount = "/base", f'-v "${{MODELS_DIR:-$PWD/models}}/{resolve(settings).folder.name}:/base:ro" '
-    elif (ROOT / Path(settings.model).expanduser()).is_dir():
-        base, mount = "/base", f'-v "{ROOT / Path(settings.model).expanduser()}:/base:ro" '
-    rank = next((allowed for allowed in (8, 16, 32, 64, 128, 256) if allowed >= settings.rank), settings.rank)
+    if "/" not in base or (ROOT / Path(base).expanduser()).is_dir():
+        base, mount = "/base", f'-v "{resolve(settings).folder}:/base:ro" '
+    rank = max(8, 1 << (settings.rank - 1).bit_length())  # vLLM takes powers of two
     adapter = f"--enable-lora --max-lora-rank {rank} --lora-modules answers=/series/{settings.folder.name}/adapter"
     model = "/series/merged --served-model-name merged" if merged else f"{base} {adapter}"
     return (
@@ -61,10 +56,9 @@ def vllm_command(settings: Settings, merged: bool) -> str:
     )
 
 
-@contextlib.contextmanager
 def serving(
     folder: Path, port: int | None = None, device: str = "cpu", attention: str = "sdpa", patience: float = 300
-) -> Iterator[str]:
+) -> AbstractContextManager[str]:
     """Serve a saved model while the block runs. The model's name for clients is the name of its folder.
 
     Args:
@@ -72,22 +66,19 @@ def serving(
         port: None takes any free one.
         patience: seconds to wait until the model is loaded and the server reports that it is ready.
 
-    Yields:
-        The address for a client's ``base_url``, such as ``http://127.0.0.1:8000/v1``.
+    Returns:
+        For ``with``: the address for a client's ``base_url``, such as ``http://127.0.0.1:8000/v1``.
 
     Raises:
-        ServingError: if the port is taken, the packages for serving are absent, or the server ends or stays silent.
+        ServingError: if the port is taken, or the server ends or stays silent.
     """
-    folder = Path(folder).resolve()
+    folder, port = Path(folder).resolve(), _free(port)
     if not (folder / "config.json").is_file():
         raise ServingError(f"there is no model in {shown(folder)}: merge one first")
-    code = "from transformers.cli.transformers import main; main()"
-    port = _free(port)
-    with running(code, command(folder, port, device, attention)[1:], port, patience, cwd=folder.parent) as address:
-        yield address
+    arguments = command(folder, port, device, attention)[1:]
+    return _running(["transformers.cli.transformers", *arguments], port, patience, folder.parent)
 
 
-@contextlib.contextmanager
 def serving_adapters(
     settings: Settings,
     adapters: dict[str, Path],
@@ -95,7 +86,7 @@ def serving_adapters(
     device: str = "cpu",
     attention: str = "sdpa",
     patience: float = 300,
-) -> Iterator[str]:
+) -> AbstractContextManager[str]:
     """Serve several adapters on one base model while the block runs; a request chooses one by its ``model``.
 
     The base is loaded once, in bf16, and answers to the name "base" without an adapter. Requests take turns, since one
@@ -111,30 +102,20 @@ def serving_adapters(
     """
     if not adapters or "base" in adapters:
         raise ServingError('give at least one adapter, under another name than "base", which is the model without one')
-    base = resolve(settings)
-    job = {"name": base.name, "folder": str(base.folder), "revision": base.revision}
-    job |= {"device": device, "attention": attention, "adapters": {name: str(f) for name, f in adapters.items()}}
-    port = _free(port)
-    code = "from helpers.publish.adapter_server import main; main()"
-    with running(code, [json.dumps(job), str(port)], port, patience) as address:
-        yield address
+    base, port = resolve(settings), _free(port)
+    job = {"name": base.name, "folder": str(base.folder), "revision": base.revision, "device": device}
+    job |= {"attention": attention, "adapters": {name: str(folder) for name, folder in adapters.items()}}
+    return _running(["helpers.publish.adapter_server", json.dumps(job), str(port)], port, patience, ROOT)
 
 
 @contextlib.contextmanager
-def running(code: str, arguments: list[str], port: int, patience: float, cwd: Path = ROOT) -> Iterator[str]:
-    """Run a server as a process of its own while the block runs, and yield its address.
-
-    Args:
-        code: Python that starts it; ``arguments`` are its ``sys.argv[1:]``.
-    """
-    from transformers.utils.import_utils import is_serve_available  # slow, and only needed here
-
-    if not is_serve_available():
-        raise ServingError("the packages for serving are not installed: pip install 'transformers[serving]'")
+def _running(module: list[str], port: int, patience: float, cwd: Path) -> Iterator[str]:
+    """Run a server, a module with its arguments, as a process of its own while the block runs, and yield its address."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    start, quiet = [sys.executable, "-c", FOLLOW_PARENT + code, *arguments], {"stdin": subprocess.DEVNULL}
+    words = [sys.executable, "-c", FOLLOW_PARENT, sys.executable, "-m", *module]
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(start, cwd=cwd, env=os.environ | offline, stdout=log, stderr=log, **quiet)
+        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        server = subprocess.Popen(words, cwd=cwd, env=os.environ | offline, **options)
         try:
             _wait_until_ready(server, f"http://{HOST}:{port}/health", time.monotonic() + patience, log)
             yield f"http://{HOST}:{port}/v1"
@@ -147,51 +128,24 @@ def running(code: str, arguments: list[str], port: int, patience: float, cwd: Pa
                 server.wait()
 
 
-def latency(address: str, models: list[str], prompts: list[list[dict]], limit: int = 32) -> dict[str, float]:
-    """Ask one prompt after the other, each of another model than the one before, and measure the wait.
-
-    Args:
-        models: names that the server knows, taken in turn.
-        limit: of new tokens in an answer.
-
-    Returns:
-        Medians in seconds: to the first token, and to the end of the answer.
-    """
-    from openai import OpenAI
-
-    client, first, end = OpenAI(base_url=address, api_key="not checked"), [], []
-    for prompt, model in zip(prompts, cycle(models), strict=False):
-        options = {"max_tokens": limit, "temperature": 0, "stream": True}
-        sent, arrived = time.perf_counter(), []
-        for piece in client.chat.completions.create(model=model, messages=prompt, **options):
-            if piece.choices and piece.choices[0].delta.content:
-                arrived.append(time.perf_counter() - sent)
-        end.append(time.perf_counter() - sent)
-        first += arrived[:1]
-    return {"first token": median(first or end), "whole answer": median(end)}
-
-
 def _free(port: int | None) -> int:
     """The wanted port, if nobody listens there, or any free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
-        try:
-            probe.bind((HOST, port or 0))
+    try:
+        with socket.create_server((HOST, port or 0)) as probe:  # takes a port that was closed a moment ago, too
             return probe.getsockname()[1]
-        except OSError:
-            raise ServingError(
-                f"port {port} is in use by another program: stop that, or choose a free port, such as {_free(None)}"
-            ) from None
+    except OSError:
+        raise ServingError(
+            f"port {port} is in use by another program: stop that, or choose a free port, such as {_free(None)}"
+        ) from None
 
 
 def _wait_until_ready(server: subprocess.Popen, address: str, deadline: float, log) -> None:
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            log.seek(0)
-            last = (log.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
-            raise ServingError(f"the server ended with code {server.returncode} while starting: {last[:300]}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
-            if answer.status == 200:
-                return
+    while server.poll() is None:
+        if time.monotonic() > deadline:
+            raise ServingError("the server did not answer in time: a large model needs more patience, given in seconds")
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
+            return
         time.sleep(0.2)
-    raise ServingError("the server did not answer in time: a large model needs more patience, given in seconds")
+    log.seek(0)
+    last = (log.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
+    raise ServingError(f"the server ended with code {server.returncode} while starting: {last[:300]}")

@@ -42,29 +42,19 @@ def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | Non
     source, data = hub_id(record.model["source"]), record.data["source"]
     on_hub = "/" in source and not source.startswith(("/", "."))
     licence = next((name for part, name in LICENCES.items() if part in source.lower()), None)
-    facts = {
-        "license": licence or "other",
-        "base_model": source if on_hub else None,
-        "tags": ["fine-tuned", record.method],
-    }
-    facts["datasets"] = [data] if "/" in data and not Path(data).suffix else None
-    library = "transformers" if merged else "peft"
-    return ModelCard.from_template(
-        ModelCardData(library_name=library, pipeline_tag="text-generation", **facts),
-        template_path=str(Path(__file__).with_name("model_card.md")),
-        **{"repo": repo, "title": repo.split("/")[-1], "record": record, "settings": record.settings, "merged": merged},
-        **{"base": source if on_hub else "A local model", "licence": licence, "scores": _scores([base, record])},
-        revision=f", revision `{record.model['revision']}`" if record.model["revision"] else "",
-        data_revision=f", revision `{record.data['revision']}`" if record.data.get("revision") else "",
-        versions=", ".join(f"{name} {v}" for name, v in record.environment.items() if v and name != "platform"),
+    facts = ModelCardData(
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-generation",
+        license=licence or "other",
+        base_model=source if on_hub else None,
+        tags=["fine-tuned", record.method],
+        datasets=[data] if "/" in data and not Path(data).suffix else None,
     )
-
-
-def _scores(records: list[RunRecord | None]) -> str:
-    rows = table([record for record in records if record])
-    rows = rows[[name.startswith(("held-out", "exact")) for name in rows.index]]
-    lines = [["", *rows.columns], ["---"] * (1 + len(rows.columns)), *([name, *row] for name, row in rows.iterrows())]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    scores = table([base, record] if base else [record])
+    scores = scores[scores.index.str.startswith(("held-out", "exact"))]
+    told = {"base": source if on_hub else "A local model", "licence": licence, "scores": scores}
+    template = str(Path(__file__).with_name("model_card.md"))
+    return ModelCard.from_template(facts, template, repo=repo, record=record, merged=merged, **told)
 
 
 def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -> str:
@@ -112,12 +102,9 @@ def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -
 
 def _cause(error: Exception, repo: str) -> str:
     code = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, LocalTokenNotFoundError) or code == 401:
-        fault = "there is no token, or the hub does not accept it"
-    elif code == 403:
-        fault = f"the token may not write to {repo}"
-    else:
+    if not isinstance(error, LocalTokenNotFoundError) and code not in (401, 403):
         return explain(error, "model", repo)
     return (
-        f"{fault}: make one with the role *write* in the hub's settings under Access Tokens, then run `hf auth login`"
+        f"there is no token, or it may not write to {repo}: make one with the role *write* in the hub's settings under "
+        "Access Tokens, then run `hf auth login`"
     )

@@ -26,7 +26,7 @@ def theirs(steps: int) -> dict:
     """TRL's trainer, nothing set but what the task asks for."""
     from helpers.batches import training_order
     from helpers.data import prepare
-    from helpers.engine.ladder import Clock
+    from helpers.engine.trainer import Steps
     from helpers.models import adapter_config, load_tokenizer
     from helpers.sources import resolve
 
@@ -34,7 +34,7 @@ def theirs(steps: int) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     settings = settings_for("small", "lora", max_steps=WARM + steps, warmup_steps=0)
-    tokenizer, clock = load_tokenizer(resolve(settings)), Clock()
+    tokenizer, clock = load_tokenizer(resolve(settings)), Steps()
     order = training_order(prepare(settings, tokenizer), settings)
     rows = [row for batch in order for row in batch]
     with TemporaryDirectory() as folder:
@@ -51,7 +51,10 @@ def theirs(steps: int) -> dict:
         trainer.train()
     tokens = sum(len(row.input_ids) for batch in order[WARM:] for row in batch)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"tokens_per_second": tokens / (clock.ends[-1] - clock.ends[WARM - 1]), "losses": losses} | their_answers()
+    return {
+        "tokens_per_second": tokens / (clock.steps[-1]["seconds"] - clock.steps[WARM - 1]["seconds"]),
+        "losses": losses,
+    } | their_answers()
 
 
 def their_answers() -> dict:

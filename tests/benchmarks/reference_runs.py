@@ -117,7 +117,7 @@ def memory_case(case: dict) -> dict:
     """Three steps of one setting through the trainer of helpers.engine.trainer: measured parts beside predicted ones."""
     from helpers.batches import training_order
     from helpers.device import Plan, World, decide, describe
-    from helpers.engine.trainer import collator, fast, make_trainer
+    from helpers.engine.trainer import Steps, collator, fast, make_trainer
     from helpers.memory import SHAPES, predict
     from helpers.models import load_tokenizer
     from helpers.settings import settings_for
@@ -139,9 +139,9 @@ def memory_case(case: dict) -> dict:
     ours = Plan(describe(), decide(settings, describe(), 0), predicted, World(), False)
     order = training_order(data_of([case["length"]] * 3 * case["batch"]), settings)
     tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
-    batches = collator(settings, ours, tokenizer, case["length"])
+    batches = collator(settings, ours, tokenizer, order)
     with quiet(), fast(model, ours):
-        trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Path("/tmp/memory7b"), [])
+        trainer = make_trainer(model, settings, ours, order, tokenizer, batches, Steps())
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
     peak = torch.cuda.max_memory_allocated() - before

@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import time
 from pathlib import Path
 
 from helpers.batches import training_order
 from helpers.data import Data, Example
 from helpers.device import Plan, World, decide, describe
-from helpers.engine.ladder import Clock
-from helpers.engine.trainer import collator, fast, make_trainer
+from helpers.engine.trainer import Steps, collator, fast, make_trainer
 from helpers.memory import GB, SHAPES, Shape, predict
 from helpers.models import load_tokenizer, to_train
 from helpers.records import environment, git_state, now
@@ -99,13 +97,12 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
     model = model_for(settings, sizes)
     gc.collect()
     torch.cuda.reset_peak_memory_stats()  # what loading took is not what training takes
-    ours, clock = Plan(device, decisions, predicted, World(), False), Clock()
+    ours, clock = Plan(device, decisions, predicted, World(), False), Steps()
     tokenizer = load_tokenizer(resolve(settings.change(model="tiny")))
     losses = []
     with quiet(), fast(model, ours):
-        trainer = make_trainer(model, settings, ours, order, tokenizer, collator(settings, ours, tokenizer, order),
-                               Path("/tmp/speed"), [clock])  # fmt: skip
-        started = time.perf_counter()
+        batches = collator(settings, ours, tokenizer, order)
+        trainer = make_trainer(model, settings, ours, order, tokenizer, batches, clock)
         if profile:
             with profile:
                 trainer.train()
@@ -114,14 +111,14 @@ def measure(name: str, method: str, shape: str = "Llama-2-7B", lengths: list[int
         losses = [round(x["loss"], 4) for x in trainer.state.log_history if "loss" in x]
     per_step = settings.accumulation
     timed = [r for batch in order[WARM * per_step : (WARM + TIMED) * per_step] for r in batch]
-    seconds = clock.ends[WARM + TIMED - 1] - clock.ends[WARM - 1]
+    seconds = clock.steps[WARM + TIMED - 1]["seconds"] - clock.steps[WARM - 1]["seconds"]
     tokens = sum(len(r.input_ids) for r in timed)
     peak = torch.cuda.max_memory_allocated() - before
     flops = (6 if method == "full" else 4) * (sizes.parameters - sizes.vocabulary * sizes.hidden) * tokens / seconds
     row = {
         "name": name, "method": method, "shape": shape, **changes, "chosen": chosen, "tokens_per_second": round(tokens / seconds),
         "tokens_per_step": round(tokens / TIMED), "tflops": round(flops / 1e12), "peak_gb": round(peak / GB, 1),
-        "predicted_gb": round(predicted.total / GB, 1), "warm_up_s": round(clock.ends[WARM - 1] - started, 1),
+        "predicted_gb": round(predicted.total / GB, 1), "warm_up_s": round(clock.steps[WARM - 1]["seconds"], 1),
         "first_losses": losses[:3], "last_loss": losses[-1],
     }  # fmt: skip
     print(f"{name:44} {row['tokens_per_second']:7,} tok/s {row['tflops']:4} TFLOP/s {row['peak_gb']:6.1f} GB "

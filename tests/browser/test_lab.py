@@ -144,7 +144,7 @@ def test_an_exercise_says_what_is_wrong_and_then_that_it_is_right(lab, page, pic
     notebook = CORE[0].name
     lab.open(page, notebook)
     cell = page.locator(".jp-CodeCell", has_text="exercises.bytes_kept(plain, momentum)")
-    assert "Not answered yet: give plain and momentum" in cell.inner_text()
+    assert "Not answered yet: give a number for plain" in cell.inner_text()
     for plain, verdict in ((4, "Not yet: plain: 4 bytes are missing"), (8, "Right: weight and gradient")):
         cell.locator(".cm-content").click()
         page.keyboard.press("Control+a")

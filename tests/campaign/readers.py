@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import comparison, records
-from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints
+from helpers.engine.checkpoints import STATE, Checkpoints
 from helpers.engine.preflight import TrainingError
+from helpers.engine.trainer import WEIGHTS
 from helpers.models import BASE_FILE, load_adapter, load_base
 from helpers.publish import report
 from helpers.records import RecordError
 from helpers.sources import MANIFEST, ModelError, check_files, resolve
 from helpers.workshop import CatchUpError, KitError, archives
 from helpers.workshop import kit as offline
-
-import torch
 
 
 @dataclass
@@ -68,10 +67,10 @@ def readers(runs, tiny, folder: Path) -> dict[str, Reader]:
 def checkpoint(run: Path) -> Reader:
     given = {"rate": 0.01, "rank": 8}
     steps = [{"step": n, "loss": 1 / n} for n in range(1, 5)]
-    with Checkpoints(run, given).saving(torch.nn.Linear(1, 1), steps, 0.5):
+    with Checkpoints(run, given).saving(steps, 0.5):
         (run / "checkpoints/checkpoint-4").mkdir(parents=True)
         (run / "checkpoints/checkpoint-4" / WEIGHTS).write_bytes(b"weights")
-    file = run / "checkpoints/checkpoint-4" / SEAL
+    file = run / "checkpoints/checkpoint-4" / STATE
     original = json.loads(file.read_text())
 
     def ask():

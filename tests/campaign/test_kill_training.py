@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.engine.checkpoints import SEAL
 from helpers.settings import ROOT
+from helpers.sources import MANIFEST
 
 KILLS = 20
 CHILD = """
@@ -55,7 +55,7 @@ def start(method: str, folder: Path) -> subprocess.Popen:
 
 def unsealed(folder: Path) -> bool:
     """Whether a checkpoint is being written, or was left unfinished."""
-    return any(not (f / SEAL).exists() for f in folder.glob("tiny/*/checkpoints/checkpoint-*"))
+    return any(not (f / MANIFEST).exists() for f in folder.glob("tiny/*/checkpoints/checkpoint-*"))
 
 
 def wait_for_a_checkpoint(child: subprocess.Popen, folder: Path) -> None:

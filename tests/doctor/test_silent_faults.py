@@ -1,17 +1,10 @@
 """Faults that give no message, or the wrong one: each kind with at least three members, on facts and recorded outputs."""
 
-from helpers.doctor import trials
-from helpers.doctor.cards import Card, ask_amd, parse
-from helpers.doctor.machine import Machine, read_amd
-from helpers.doctor.probes import NAMES
+from helpers.doctor.cards import ask_amd, parse
+from helpers.doctor.machine import read_amd
 from tests.doctor.faked import CARD, FILES, hip, levels, plant
 
-import bitsandbytes
 import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-from torch.profiler import ProfilerActivity, profile
 
 WSL = {"proc/sys/kernel/osrelease": "6.6.87.2-microsoft-standard-WSL2", "dev/dxg": ""}
 NO_DRIVER = "Unable to get devices, driver not initialized (amdgpu not found in modules)"
@@ -116,111 +109,3 @@ def test_a_wsl_whose_gpu_torch_cannot_see_is_a_problem(judged, torch_build, word
     files = WSL | {"opt/rocm/.info/version": "7.2.1"}
     (finding,) = judged(*([torch_build] if torch_build else []), files=files)["GPU"]
     assert finding.level == "problem" and words in finding.remedy and "/dev/dxg" in finding.says
-
-
-# --- products with a 4-bit matrix -------------------------------------------------------------------------------------
-
-
-def _half_wrong(factor):
-    def product(x, packed, quant_state):
-        exact = x @ bitsandbytes.functional.dequantize_4bit(packed.t(), quant_state).to(x.dtype).T
-        return torch.cat([exact[:, :128], exact[:, 128:] * factor], dim=1)
-
-    return product
-
-
-@pytest.mark.parametrize(
-    ("product", "right"),
-    [
-        (_half_wrong(0.0), False),
-        (_half_wrong(1.1), False),
-        (_half_wrong(float("nan")), False),
-        (lambda x, packed, quant_state: torch.randn(len(x), 256), False),
-        (_half_wrong(1.001), True),
-        (bitsandbytes.matmul_4bit, True),
-    ],
-    ids=["half is zero", "half is too large", "half is NaN", "unrelated", "rounding", "the real library"],
-)
-def test_a_product_that_is_wrong_in_one_half_is_a_problem_although_reading_back_is_right(
-    judged, monkeypatch, product, right
-):
-    monkeypatch.setattr(bitsandbytes, "matmul_4bit", product)
-    result = trials.four_bits() | {"library": "libbitsandbytes_rocm71.so"}
-    assert 0.05 < result["error"] < 0.15 and {"1 x bfloat16", "8 x bfloat16"} <= set(result["products"])
-    (finding,) = judged(hip({}) | {"four_bits": result}, [CARD])["4 bits"]
-    assert finding.level == ("ok" if right else "problem")
-    assert right or ("read back" in finding.says and "qlora" in finding.remedy)
-
-
-def test_one_row_alone_is_enough_to_be_found_wrong(judged):
-    products = {"1 x bfloat16": 0.71, "8 x bfloat16": 0.003, "1 x float16": 0.002}
-    result = {"version": "0.49", "library": "libbitsandbytes_rocm71.so", "error": 0.092, "products": products}
-    (finding,) = judged(hip({}) | {"four_bits": result}, [CARD])["4 bits"]
-    assert finding.level == "problem" and "1 x bfloat16" in finding.says and "71%" in finding.says
-
-
-# --- the attention kernel that runs -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kernels", "variables", "level", "words"),
-    [
-        ({"causal": "math", "grouped": "math", "padded": "math"}, {}, "warning", "causal and grouped and padded"),
-        ({"causal": "flash", "grouped": "math", "padded": "efficient"}, {}, "warning", "(grouped)"),
-        (
-            {"causal": "flash", "padded": "math"},
-            {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1"},
-            "warning",
-            "has none",
-        ),
-        ({"causal": "flash", "grouped": "flash", "padded": "efficient"}, {}, "ok", "flash (causal, grouped)"),
-    ],
-)
-def test_a_silent_fall_to_the_math_kernel_is_a_warning(judged, kernels, variables, level, words):
-    probes = hip({"gfx": "gfx1100"}) | {"attention": {"error": 0.004, "kernels": kernels}}
-    (finding,) = judged(probes, [Card("AMD Radeon RX 7900 XTX", "gfx1100")], **variables)["Attention"]
-    assert finding.level == level and words in finding.says
-    assert level == "ok" or variables or "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1" in finding.remedy
-
-
-@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
-@pytest.mark.parametrize("heads", [4, 2])
-def test_the_kernel_is_named_from_what_really_ran(backend, heads):
-    query, key = torch.randn(1, 4, 8, 16), torch.randn(1, heads, 8, 16)
-
-    with sdpa_kernel(backend), profile(activities=[ProfilerActivity.CPU]) as seen:
-        scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=heads < 4)
-    expected = "math" if backend == SDPBackend.MATH else "flash"
-    assert trials.kernel_that_ran(seen) == expected
-
-
-def test_on_a_processor_the_math_kernel_is_no_warning(judged):
-    kernels = {"attention": {"error": 1e-6, "kernels": {"causal": "math"}}}
-    assert levels(judged(hip() | kernels, files={}), "Attention") == ["ok"]
-
-
-# --- Triton -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("result", "level", "words"),
-    [
-        ({"failed": "the process ended with SIGABRT: LLVM ERROR: Cannot select: intrinsic %llvm.amdgcn.fdot2.bf16.bf16"},
-         "warning", 'precision="fp32"'),
-        ({"failed": "RuntimeError: Failed to find C compiler. Please specify via CC"}, "warning", "gcc"),
-        ({"failed": "CalledProcessError: Python.h: No such file or directory"}, "warning", "python3-dev"),
-        ({"failed": "no answer within 60 s"}, "warning", 'kernels="torch"'),
-        ({"error": 1.0}, "problem", "AMDGCN_USE_BUFFER_OPS=0"),
-        ({"error": 1e9}, "problem", 'kernels="torch"'),
-        ({"error": 0.003}, "ok", ""),
-        ({"skipped": "the package triton is not installed"}, "ok", ""),
-    ],
-)  # fmt: skip
-def test_whether_triton_compiles_a_product_in_bf16(judged, result, level, words):
-    (finding,) = judged(hip({"gfx": "gfx1032"}) | {"triton": result}, [CARD])["Triton"]
-    assert finding.level == level and words in finding.remedy
-
-
-def test_every_trial_of_the_list_exists_and_a_crash_keeps_its_last_error():
-    assert all(callable(getattr(trials, name)) for name in NAMES)
-    assert Machine().torch == {"devices": []}

@@ -1,10 +1,11 @@
 """The trials that run PyTorch, the processes they run in, and what the doctor says about their results."""
 
+import json
 import subprocess
 import sys
 import time
 
-from helpers.doctor import Finding, Report, examine, probes
+from helpers.doctor import Finding, Report, examine, probes, trials
 from helpers.doctor.machine import Machine
 from helpers.settings import ROOT
 from tests.doctor.faked import CARD, ON_CPU, hip, levels
@@ -15,40 +16,49 @@ import pytest
 @pytest.mark.parametrize(
     ("probe", "result", "check", "level"),
     [
-        ("bf16", {"error": 1.0}, "bf16", "problem"),
-        ("attention", {"error": 1e9, "kernels": {}}, "Attention", "problem"),
-        ("attention", {"error": 0.7, "kernels": {}}, "Attention", "problem"),
         ("attention", {"failed": "the process ended with SIGSEGV"}, "Attention", "problem"),
         ("attention", {"failed": "no answer within 60 s"}, "Attention", "warning"),
-        ("varlen", {"failed": "RuntimeError: not supported"}, "Packed attention", "warning"),
-        ("varlen", {"failed": "its result is off by 0.3"}, "Packed attention", "warning"),
         ("four_bits", {"failed": "OSError: libamdhip64"}, "4 bits", "warning"),
-        ("four_bits", ON_CPU["four_bits"] | {"library": None, "error": 1.4}, "4 bits", "problem"),
-        ("four_bits", ON_CPU["four_bits"], "4 bits", "warning"),
         ("speed", {"n": 8192, "fp32": 90.0, "bf16": 100.0, "copy": 3900.0}, "Speed", "warning"),
-        ("packages", {"trl": [None, "ImportError: x"]}, "Packages", "problem"),
+        ("speed", {"failed": "the process ended with SIGSEGV"}, "Speed", "problem"),
         ("packages", {"failed": "the process ended with code 1"}, "Packages", "warning"),
         ("torch_sees", {"failed": "ModuleNotFoundError: No module named 'torch'"}, "GPU", "problem"),
     ],
 )
-def test_what_was_tried_and_failed(judged, probe, result, check, level):
+def test_what_failed(judged, probe, result, check, level):
     assert levels(judged(hip({}) | {probe: result}, [CARD]), check) == [level]
+
+
+def test_wrong_numbers_and_a_package_that_cannot_be_imported_are_problems(judged, monkeypatch):
+    monkeypatch.setattr(trials, "sdpa", lambda q, k, v, **_: (q + k.mean() + v.mean()) * float("nan"))
+    monkeypatch.setattr(trials, "PACKAGES", {"torch": "Tensor", "no_such_package": "x"})
+    results = {name: getattr(trials, name)() for name in ("attention", "packages")}
+    assert "NaN" in results["attention"]["error"] and "torch" not in results["packages"]["names"].split()
+    monkeypatch.setattr(trials, "_error", lambda rough, exact: 0.03)
+    findings = judged(hip({}) | results | {"bf16": trials.bf16()}, [CARD])
+    assert [levels(findings, name) for name in ("Attention", "Packages", "bf16")] == [["problem"]] * 3
+
+
+def test_what_the_trials_return_fits_their_texts(judged):
+    results = {
+        name: getattr(trials, name)() for name in ("torch_sees", "bf16", "attention", "four_bits", "triton", "packages")
+    }
+    findings = judged(json.loads(json.dumps(results)) | {"speed": ON_CPU["speed"]}, files={})
+    for check in ("bf16", "Attention", "4 bits", "Packages", "Speed"):
+        assert levels(findings, check) == ["ok"], findings[check]
 
 
 def test_a_check_that_fails_or_hangs_stops_no_other(monkeypatch, tmp_path):
     def broken(machine):
-        """a: raises"""
         raise RuntimeError("split into\nlines")
 
     def hanging(machine):
-        """b: does not end"""
         time.sleep(30)
 
     def sound(machine):
-        """c"""
         return [Finding("ok", "x")]
 
-    monkeypatch.setattr("helpers.doctor.CHECKS", [broken, hanging, sound])
+    monkeypatch.setattr("helpers.doctor.CHECKS", {"a": broken, "b": hanging, "c": sound})
     report = examine(Machine(tmp_path), seconds=0.2)
     assert [(f.check, f.level) for f in report] == [("a", "warning"), ("b", "warning"), ("c", "ok")]
     assert "RuntimeError: split into lines" in report[0].says and "no answer" in report[1].says
@@ -57,12 +67,12 @@ def test_a_check_that_fails_or_hangs_stops_no_other(monkeypatch, tmp_path):
 def test_probes_that_die_or_hang_cost_only_themselves(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(
-        "#!/bin/sh\nfor a in $*; do case $a in good) echo '{\"x\": 1}';; dies) kill -11 $$;; hangs) sleep 60;; esac; done\n"
+        "#!/bin/sh\nfor a in $*; do case $a in good) echo '{\"x\": 1}';; dies) echo 'LLVM ERROR: no' >&2; kill -11 $$;; hangs) sleep 60;; esac; done\n"
     )
     script.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(script))
     found = probes.ask(["good", "dies", "hangs", "good2"], seconds=0.4)
-    assert found["good"] == {"x": 1} and found["dies"] == {"failed": "the process ended with SIGSEGV"}
+    assert found["good"] == {"x": 1} and found["dies"] == {"failed": "the process ended with SIGSEGV: LLVM ERROR: no"}
     assert found["hangs"] == {"failed": "the process gave no answer within 0.4 s"}
     assert found["good2"] == {"failed": "the process ended with code 0"}
 
@@ -86,8 +96,7 @@ def test_the_report_names_each_level_in_words_and_a_source_only_beside_a_remedy(
 def test_the_exit_code_is_non_zero_only_on_a_problem(tmp_path, torch, code):
     script = (
         "import sys\nfrom helpers.doctor import probes, machine\n"
-        f"seen = {ON_CPU!r} | ({{'torch_sees': {torch!r}}} if {torch!r} else {{}})\n"
-        "probes.ask = lambda names, *_: {n: seen[n] for n in names}\n"
+        f"probes.ask = lambda: {ON_CPU | ({'torch_sees': torch} if torch else {})!r}\n"
         "import runpy; runpy.run_module('helpers.doctor', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from helpers.batches import training_order
 from helpers.data import fingerprint
 from helpers.device import plan
-from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints, conditions
+from helpers.engine.checkpoints import Checkpoints, conditions
 from helpers.engine.preflight import TrainingError
-from helpers.engine.trainer import Steps, Trainer
+from helpers.engine.trainer import WEIGHTS, Steps, Trainer
 from helpers.guards import GuardError
 from helpers.models import adapter_config
-from helpers.settings import ROOT, settings_for
-from helpers.sources import resolve
+from helpers.settings import ROOT, settings_for, shown
+from helpers.sources import MANIFEST, resolve
 from helpers.training import train
 from tests.shared import losses
 
@@ -102,7 +102,7 @@ import helpers
 from helpers.data import prepare
 from helpers.models import load_tokenizer
 from helpers.settings import settings_for
-from helpers.sources import resolve
+from helpers.sources import MANIFEST, resolve
 from helpers.training import train
 
 settings = settings_for("tiny", "lora", runs_dir=sys.argv[1], max_steps=12, save_steps=4, dropout=0.1)
@@ -123,7 +123,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(t
     done = subprocess.run([sys.executable, "-c", KILLED_IN_THE_OPTIMIZER, str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     broken = settings.folder / "checkpoints/checkpoint-8"
-    assert (broken / "optimizer.pt").is_file() and not (broken / SEAL).exists()
+    assert (broken / "optimizer.pt").is_file() and not (broken / MANIFEST).exists()
     resumed = train(settings, data)
     assert "passed over: checkpoint-8: its writing was never finished" in capsys.readouterr().out
     assert resumed.record.training["resumed_from"] == 4 and losses(resumed) == losses(straight)
@@ -143,7 +143,10 @@ def test_a_truncated_checkpoint_is_passed_over(unfinished, straight, data, capsy
     file.write_bytes(file.read_bytes()[:-500])
     resumed = train(settings, data)
     out = capsys.readouterr().out
-    assert f"passed over: checkpoint-8: {WEIGHTS} has " in out and "resuming after step 4" in out
+    assert (
+        f"passed over: checkpoint-8: {shown(folder)}/checkpoint-8/{WEIGHTS} is missing or damaged" in out
+        and "resuming after step 4" in out
+    )
     assert losses(resumed) == losses(straight)
     assert resumed.record.training["passed_over"][0].startswith("checkpoint-8")
 
@@ -153,7 +156,7 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over(unfinished, data, capsys,
     settings, folder = unfinished
     (folder / "checkpoint-8" / name).unlink()
     assert begin(settings, data).step == 4
-    assert f"passed over: checkpoint-8: {name} is missing" in capsys.readouterr().out
+    assert f"passed over: checkpoint-8: {shown(folder)}/checkpoint-8/{name} is missing" in capsys.readouterr().out
 
 
 def test_without_a_whole_checkpoint_a_run_starts_again(unfinished, data, capsys):
@@ -175,7 +178,7 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(unfinished, data):
         train(changed, data)
     assert "rank was 8 and is 4; learning_rate was 0.01 and is 0.02" in str(error.value)
     assert "delete the folder (or call train(..., resume=False)) to start again" in str(error.value)
-    assert (folder / "checkpoint-8" / SEAL).is_file()  # a refusal destroys nothing
+    assert (folder / "checkpoint-8" / MANIFEST).is_file()  # a refusal destroys nothing
     with pytest.raises(GuardError, match="the adapter has another rank or other layers than you set"):
         train(settings, data, adapter=adapter_config(settings.change(rank=4)))
     fewer = replace(data, train=data.train[:100])

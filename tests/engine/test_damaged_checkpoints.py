@@ -3,14 +3,14 @@
 import json
 import shutil
 
-from helpers.engine.checkpoints import SEAL, WEIGHTS, Checkpoints
+from helpers.engine.checkpoints import STATE, Checkpoints
+from helpers.engine.trainer import WEIGHTS
 from helpers.records import RunRecord
 from helpers.settings import settings_for
-from helpers.sources import ModelError
+from helpers.sources import MANIFEST, ModelError
 from helpers.training import train
 
 import pytest
-import torch
 
 GIVEN = {"learning_rate": 0.01, "rank": 8, "base weights": "0123"}
 
@@ -20,7 +20,7 @@ def unfinished(tmp_path):
     """The folder of a run with two checkpoints, 4 and 8, written as a training writes them."""
     for step in (4, 8):
         steps = [{"step": n, "loss": 1 / n, "grad_norm": None} for n in range(1, step + 1)]
-        with Checkpoints(tmp_path / "run", GIVEN).saving(torch.nn.Linear(2, 2), steps, 0.5):
+        with Checkpoints(tmp_path / "run", GIVEN).saving(steps, 0.5):
             folder = tmp_path / f"run/checkpoints/checkpoint-{step}"
             folder.mkdir(parents=True)
             (folder / WEIGHTS).write_bytes(bytes(range(256)))
@@ -30,28 +30,33 @@ def unfinished(tmp_path):
 WRONG = ["", "{}", "null", "[]", "[" * 100_000, '{"steps": 1' + "0" * 5000 + "}", '{"files": {}, "steps": []}', "\x00"]
 
 
-def in_seal(edit):
-    """A spoiler that edits the JSON of the seal."""
+def edited(edit):
+    """A spoiler that edits the JSON in a file."""
 
     def spoil(file):
-        seal = json.loads(file.read_text())
-        edit(seal)
-        file.write_text(json.dumps(seal))
+        value = json.loads(file.read_text())
+        edit(value)
+        file.write_text(json.dumps(value))
 
     return spoil
 
 
 SPOILT = {
-    "damaged weights": (WEIGHTS, lambda f: f.write_bytes(f.read_bytes()[:-64] + bytes(64)), f"{WEIGHTS} is damaged"),
-    "weights in a loop": (WEIGHTS, lambda f: f.unlink() or f.symlink_to(f.name), f"{WEIGHTS} is missing"),
-    "truncated": (SEAL, lambda f: f.write_bytes(f.read_bytes()[:-50]), f"{SEAL} is damaged"),
-    "a folder": (SEAL, lambda f: f.unlink() or f.mkdir(), f"{SEAL} is damaged"),
-    "another number": (SEAL, in_seal(lambda s: s["steps"][0].update(loss=0)), f"{SEAL} is damaged"),
-    "no files": (SEAL, in_seal(lambda s: s["files"].clear()), f"{SEAL} is damaged"),
-    "steps of another shape": (SEAL, in_seal(lambda s: s.update(steps={"a": []})), f"{SEAL} is damaged"),
-} | {
-    f"wrong shape {n}": (SEAL, lambda f, t=text: f.write_text(t), f"{SEAL} is damaged") for n, text in enumerate(WRONG)
+    "damaged weights": (
+        WEIGHTS,
+        lambda f: f.write_bytes(f.read_bytes()[:-64] + bytes(64)),
+        f"{WEIGHTS} is missing or damaged",
+    ),
+    "weights in a loop": (WEIGHTS, lambda f: f.unlink() or f.symlink_to(f.name), f"{WEIGHTS} is missing or damaged"),
+    "truncated": (STATE, lambda f: f.write_bytes(f.read_bytes()[:-50]), f"{STATE} is missing or damaged"),
+    "a folder": (STATE, lambda f: f.unlink() or f.mkdir(), f"{STATE} is missing or damaged"),
+    "another number": (STATE, edited(lambda s: s["steps"][0].update(loss=0)), f"{STATE} is missing or damaged"),
+    "a manifest that is a folder": (MANIFEST, lambda f: f.unlink() or f.mkdir(), "it is not a regular file"),
+    "no files": (MANIFEST, edited(dict.clear), f"{MANIFEST} does not list {WEIGHTS}"),
 }
+for number, text in enumerate(WRONG):
+    SPOILT[f"wrong shape {number}"] = (STATE, lambda f, t=text: f.write_text(t), f"{STATE} is missing or damaged")
+    SPOILT[f"wrong manifest {number}"] = (MANIFEST, lambda f, t=text: f.write_text(t), MANIFEST)
 
 
 @pytest.mark.parametrize("case", SPOILT)
@@ -60,7 +65,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_removed(unfinished, capsys, cas
     folder = unfinished / "checkpoints"
     spoil(folder / "checkpoint-8" / name)
     assert Checkpoints(unfinished, GIVEN).begin(True).step == 4
-    assert f"passed over: checkpoint-8: {words}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("passed over: checkpoint-8: ") and words in out.splitlines()[0]
     assert [f.name for f in folder.iterdir()] == ["checkpoint-4"]  # what is broken does not stay
 
 
@@ -77,7 +83,7 @@ def test_a_renamed_or_linked_checkpoint_is_passed_over_and_other_files_stay(unfi
     out = capsys.readouterr().out
     assert "checkpoint-119: it was renamed: it holds step 8" in out and f"is a link to {tmp_path / 'elsewhere'}" in out
     assert sorted(f.name for f in folder.iterdir()) == sorted([*kept, "checkpoint-4"])
-    assert (tmp_path / "elsewhere" / SEAL).is_file()
+    assert (tmp_path / "elsewhere" / STATE).is_file()
     RunRecord("lora", "tiny", 0).save(unfinished)
     assert sorted(f.name for f in folder.iterdir()) == sorted(kept)
 

@@ -28,7 +28,7 @@ def test_training_stops_at_the_first_loss_that_is_not_a_number(tmp_path, data, m
     assert not (settings.folder / "checkpoints/checkpoint-3").exists()
 
 
-def test_a_process_uses_one_device_however_many_are_visible(monkeypatch, tiny, tmp_path):
+def test_a_process_uses_one_device_however_many_are_visible(monkeypatch, tiny):
     real = trainer.SFTConfig
 
     def sees_eight(**options):
@@ -37,7 +37,7 @@ def test_a_process_uses_one_device_however_many_are_visible(monkeypatch, tiny, t
         return arguments
 
     monkeypatch.setattr(trainer, "SFTConfig", sees_eight)
-    assert trainer._arguments(tiny, tmp_path, plan(tiny, resolve(tiny).shape)).n_gpu == 1
+    assert trainer._arguments(tiny, plan(tiny, resolve(tiny).shape)).n_gpu == 1
 
 
 def test_a_packed_run_trains_and_records_its_padding(tmp_path, data):

@@ -18,14 +18,8 @@ from peft import LoraConfig
 
 def test_00_wrong_answers_are_told_why():
     assert "gradient" in machine.bytes_kept(4, 12).message
-    assert "too much" in machine.bytes_kept(8, 16).message
-    assert "divide" in machine.bytes_kept(8_000_000, 12).message
-    shape = SHAPES["SmolLM2-135M"]
-    assert (
-        "weights: this is counted by parameter" in machine.parts_that_grow({"weights", "logits"}, shape=shape).message
-    )
-    assert "one is missing" in machine.parts_that_grow(["activations"], shape=shape).message
-    assert "no part is called" in machine.parts_that_grow({"activation"}, shape=shape).message
+    assert "momentum: that is 4 bytes too many" in machine.bytes_kept(8, 16).message
+    assert "per parameter" in machine.bytes_kept(8_000_000, 12).message
     card = {"shape": SHAPES["Llama-2-7B"], "method": "lora", "memory": 24e9, "length": 512}
     verdicts = [machine.largest_batch(n, **card) for n in range(1, 9)]
     assert [v.state for v in verdicts].count("right") == 1
@@ -33,13 +27,7 @@ def test_00_wrong_answers_are_told_why():
     assert "whole number" in machine.largest_batch(2.5, **card).message
 
 
-def test_01_wrong_answers_are_told_why(tiny, tokenizer, data):
-    longest = max(len(e.input_ids) for part in (data.train, data.validation, data.test, data.harder) for e in part)
-    given = {"settings": tiny, "tokenizer": tokenizer}
-    assert rows.smallest_max_length(longest, **given).state == "right"
-    assert "rows are dropped" in rows.smallest_max_length(longest - 1, **given).message
-    assert "loses none either" in rows.smallest_max_length(longest + 1, **given).message
-
+def test_01_wrong_answers_are_told_why(tokenizer, data):
     example, eos = data.train[0], tokenizer.eos_token_id
 
     def broken(change):
@@ -50,8 +38,8 @@ def test_01_wrong_answers_are_told_why(tiny, tokenizer, data):
     assert "still among the labels" in broken(lambda row: None)
     assert "input_ids changed" in broken(lambda row: row.input_ids.pop())
     assert "one label for each token" in broken(lambda row: row.labels.pop())
-    assert "some of them of the answer" in broken(lambda row: setattr(row, "labels", [IGNORED] * len(row.labels)))
-    assert "has the label -100" in broken(
+    assert "mask only the end" in broken(lambda row: setattr(row, "labels", [IGNORED] * len(row.labels)))
+    assert "with the label -100" in broken(
         lambda row: setattr(row, "labels", [tokenizer.pad_token_id if x == eos else x for x in row.labels])
     )
 
@@ -82,17 +70,20 @@ def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypa
     assert [v.state for v in verdicts] == ["right"] + ["not yet"] * 3
     assert "old rank" in verdicts[1].message and "added, not multiplied" in verdicts[2].message
     half = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    assert "two things changed" in training.doubled_rank(2 * now, half, settings=tiny).message
+    assert "change alpha with the rank" in training.doubled_rank(2 * now, half, settings=tiny).message
     fewer = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert "same layers" in training.doubled_rank(2 * now, fewer, settings=tiny).message
     assert "class LoraConfig for wider" in training.doubled_rank(2 * now, {"r": 16}, settings=tiny).message
 
     given = {"settings": tiny, "tokenizer": tokenizer, "prompt": data.test[0].prompt}
-    assert "B is still zero" in training.bad_start(config(init_lora_weights="gaussian"), **given).message
+    assert "as long as B is zero" in training.bad_start(config(init_lora_weights="gaussian"), **given).message
 
     few = tiny.change(runs_dir=str(tmp_path), max_steps=3)
     given = {"few": few, "rows": data}
-    assert "would see different rows" in training.same_step_fewer_activations(few.change(batch_size=4), **given).message
+    assert (
+        "two would see different rows"
+        in training.same_step_fewer_activations(few.change(batch_size=4), **given).message
+    )
     assert "100 %" in training.same_step_fewer_activations(few.change(learning_rate=1e-4), **given).message
     own = tiny.change(max_steps=3, batch_size=4)
     assert "over your own run" in training.same_step_fewer_activations(own, **given).message
@@ -125,8 +116,7 @@ def test_04_wrong_answers_are_told_why(runs):
     assert "fewer would do" in comparison.questions_needed(2000, **given).message
     assert "one-sided" in comparison.wins_needed(5, losses=0).message
     assert "too often" in comparison.wins_needed(4, losses=0).message
-    assert "so is 6 to 0" in comparison.wins_needed(7, losses=0).message
-    assert "not even be ahead" in comparison.wins_needed(3, losses=3).message
+    assert "6 to 0 is enough" in comparison.wins_needed(7, losses=0).message
     found = records.load_series(runs.folder / "tiny")
     last = found[-1]
     rows = replace(last, seed=9, evaluation=last.evaluation | {"fingerprint": "0"})

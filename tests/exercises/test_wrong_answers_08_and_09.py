@@ -11,11 +11,11 @@ def test_08_wrong_answers_are_told_why(solved, data, tokenizer):
         return response.choices[0].message.content
 
     for wrong, why in (
-        (text, "a cut answer came through"),
+        (text, "for a cut answer"),
         (lambda r: text(r) if r.choices[0].finish_reason == "stop" else "", "should return None"),
         (lambda r: text(r) if r.usage.completion_tokens < 24 else None, "exactly 24 tokens"),
         (lambda r: text(r) if text(r) in given["references"] else None, "looks complete"),
-        (lambda r: None, "a whole answer"),
+        (lambda r: None, "for a whole answer"),
     ):
         assert why in serving.whole_answers(wrong, **given).message
 
@@ -27,8 +27,7 @@ def test_08_wrong_answers_are_told_why(solved, data, tokenizer):
     other = [*first, {"role": "assistant", "content": "Something else."}, talk[-1]]
     assert "not what the server answered" in serving.second_turn(other, grown, **second).message
     said, asked = (len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in talk[-2:])
-    for wrong, why in ((names["tokens"](talk), "how much it grew"), (said + asked, "who speaks"), (said, "first answer;"),
-                       (asked, "second question;"), (grown + 7, "count")):  # fmt: skip
+    for wrong, why in ((names["tokens"](talk), "how much it grew"), (said + asked, "who speaks"), (asked, "both read")):
         assert why in serving.second_turn(talk, wrong, **second).message
 
 
@@ -37,8 +36,7 @@ def test_09_wrong_answers_are_told_why():
     best = {"speed": 1e12, "shape": shape}
     lora = 1e12 / (4 * shape.block_weights)
     right = lora * 4 / 6
-    for wrong, why in ((lora, "LoRA's"), (2 * lora, "forward pass alone"), (lora / 2, "checkpointing here"), (7, "Count 2N"),
-                       (lora * 6 / 4, "upside down")):  # fmt: skip
+    for wrong, why in ((lora, "LoRA's"), (7, "Count 2N")):
         verdict = speed.ceilings(wrong, right, **best).message
         assert verdict.startswith("full: ") and why in verdict
     for wrong, why in ((lora, "second time"), (lora / 2, "only the forward pass")):
@@ -50,7 +48,6 @@ def test_09_wrong_answers_are_told_why():
     ladder = {"found": [rung("start", 100, "fp32"), rung("bf16", 300), rung("more", 500), rung("most", 510)],
               "ceiling": {"fp32": 200, "bf16": 1000}}  # fmt: skip
     assert speed.best_levers("bf16", "more", **ladder).state == "right"
-    for faster, closer, why in (("most", "more", "is the highest"), ("more", "more", "below it"), ("start", "more", "starts there"),
-                                ("fast", "more", "no rung is called"), ("bf16", "bf16", "-20.0 points"),
-                                ("bf16", "most", "+1.0 points")):  # fmt: skip
+    for faster, closer, why in (("most", "more", "1.02 times"), ("more", "more", "below it"), ("start", "more", "changed something"),
+                                ("bf16", "bf16", "-20.0 points")):  # fmt: skip
         assert why in speed.best_levers(faster, closer, **ladder).message

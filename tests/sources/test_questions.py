@@ -3,10 +3,11 @@
 import hashlib
 import json
 import re
+from difflib import SequenceMatcher
 from itertools import combinations
 
-from helpers.sources import answer_of, make_splits
-from helpers.sources.questions import families
+from helpers.sources import answer_of, make_splits, practice_questions
+from helpers.sources.questions import FAMILIES
 
 import pytest
 
@@ -25,8 +26,10 @@ def numbers(row: dict) -> tuple:
 
 
 def test_every_family_has_phrasings_that_training_never_sees():
-    assert len(families()) == 10
-    assert all(len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 for f in families().values())
+    assert len(FAMILIES) == 10
+    assert all(
+        len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 and len(f["practice"]) == 5 for f in FAMILIES.values()
+    )
 
 
 def test_sizes(splits):
@@ -65,7 +68,7 @@ def test_the_test_asks_each_family_in_phrasings_that_training_never_sees(splits)
     seen = {template(row) for name in ("train", "validation") for row in splits[name]}
     for name in ("test", "harder"):
         assert not seen & {template(row) for row in splits[name]}
-        assert {row["family"] for row in splits[name]} == set(families())
+        assert {row["family"] for row in splits[name]} == set(FAMILIES)
 
 
 def test_each_harder_question_states_a_number_larger_than_any_of_its_family(splits):
@@ -88,3 +91,14 @@ FIRST_DIGITS = "aa223ea5f1b0"
 def test_too_many_rows_are_refused():
     with pytest.raises(ValueError, match="ask for fewer rows"):
         make_splits(100_000, 0, 10)
+
+
+def test_practice_asks_new_numbers_in_phrasings_of_its_own(splits):
+    held_out = [row for name in ("validation", "test", "harder") for row in splits[name]]
+    rows = practice_questions(60, {row["question"] for row in held_out})
+    assert len(rows) == len({row["question"] for row in rows}) == 600
+    assert not {numbers(row) for row in rows} & {numbers(row) for row in held_out if row["family"] != "weights"}
+    assert not {template(row) for row in rows} & {template(row) for some in splits.values() for row in some}
+    written = [(words["practice"], words["phrasings"] + words["held_out"]) for words in FAMILIES.values()]
+    alike = max(SequenceMatcher(None, a, b).ratio() for new, known in written for a in new for b in known)
+    assert alike < 0.85

@@ -1,13 +1,31 @@
-"""Findings about the GPU: which one, what stands between it and torch, versions, memory, partitions, sensors."""
+"""The checks: which finding applies to what is known of a machine, and to what the trials saw."""
 
 import os
+import platform
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from helpers.doctor.cards import Card
-from helpers.doctor.finding import Finding, gb, say
+from helpers.doctor.finding import TEXTS, Finding, gb, say
 from helpers.doctor.machine import KNOWN, VISIBLE, Machine
+from helpers.settings import ROOT
+
+import psutil
+
+
+def computer(machine: Machine) -> Iterator[Finding]:
+    """Processor, memory, disk, system."""
+    cpu = re.search(r"^model name\s*: (.+)$", machine.says("proc/cpuinfo") or "", re.MULTILINE)
+    main, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT).free
+    place = ", in WSL" if machine.wsl else ", in a container" if machine.place == "container" else ""
+    facts = {"free": gb(main.available), "total": gb(main.total), "disk": gb(disk)}
+    facts |= {"name": cpu[1] if cpu else platform.machine(), "threads": psutil.cpu_count()}
+    facts["system"] = f"Python {platform.python_version()} on {platform.system()}{place}"
+    yield say("computer.is" if disk > 5e9 else "computer.full", **facts)
 
 
 def describe(card: Card) -> str:
@@ -17,7 +35,7 @@ def describe(card: Card) -> str:
 
 
 def product(machine: Machine) -> Iterator[Finding]:
-    """GPU: which one, and whether torch can see it"""
+    """Which GPU there is, and whether torch can see it."""
     torch, hip, cards = machine.torch, machine.torch.get("hip"), machine.cards
     failed = machine.probes.get("torch_sees", {}).get("failed")
     words = [describe(c) for c in machine.devices]
@@ -50,7 +68,7 @@ def open_error(path: Path) -> str | None:
 
 
 def device_files(machine: Machine) -> Iterator[Finding]:
-    """Device files: those of ROCm and their permissions"""
+    """The device files of ROCm and their permissions."""
     if not machine.amd and not machine.torch.get("hip"):
         return
     kfd = machine.root / "dev/kfd"
@@ -68,7 +86,7 @@ def device_files(machine: Machine) -> Iterator[Finding]:
 
 
 def visible_devices(machine: Machine) -> Iterator[Finding]:
-    """Visible devices: what variables leave of them"""
+    """What variables leave of the devices."""
     values = {name: machine.environment[name] for name in VISIBLE if name in machine.environment}
     variables = " and ".join(f"{name}={value!r}" for name, value in values.items())
     count, cards = len(machine.torch["devices"]), machine.cards
@@ -92,7 +110,7 @@ def visible_devices(machine: Machine) -> Iterator[Finding]:
 
 
 def kernels(machine: Machine) -> Iterator[Finding]:
-    """Kernels: those of torch for this architecture"""
+    """Whether torch has kernels for this architecture."""
     built, override = machine.torch.get("built_for") or [], machine.environment.get("HSA_OVERRIDE_GFX_VERSION")
     if not machine.torch.get("hip") or not machine.devices:
         return
@@ -102,7 +120,7 @@ def kernels(machine: Machine) -> Iterator[Finding]:
 
 
 def versions(machine: Machine) -> Iterator[Finding]:
-    """Versions: of ROCm and of the driver"""
+    """The versions of ROCm and of the driver."""
     if not machine.amd and not machine.torch.get("hip"):
         return
     driver = machine.says("sys/module/amdgpu/version") or f"of Linux {machine.says('proc/sys/kernel/osrelease')}"
@@ -114,26 +132,25 @@ def versions(machine: Machine) -> Iterator[Finding]:
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
-    """GPU memory: what is free, and who holds the rest"""
+    """What is free of the GPU memory, and who holds the rest."""
     for index, card in enumerate(machine.devices[:8]):
         seen = machine.torch["devices"][index]["free"] if machine.torch["devices"] else None
         left = card.total - card.used if card.total and card.used is not None else None
-        free = min((n for n in (seen, left) if n is not None), default=None)  # HIP does not count what a desktop holds
-        if not card.total or free is None:
+        if not card.total or (seen is None and left is None):
             continue
+        # HIP does not count what a desktop holds, and has called more free than there is
+        free = min(n for n in (seen, left, card.total) if n is not None)
         held = [p for p in machine.processes if p.gpu == index and p.memory > 0.02 * card.total][:4]
         owners = ", ".join(f"{p.name or 'a process'} ({p.pid}) holds {gb(p.memory)}" for p in held)
         case = "free"
-        if seen and seen > card.total:
-            case, free = "strange", seen
-        elif free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
+        if free < 0.8 * card.total and card.gfx not in KNOWN["integrated"]:
             case = "held" if held else "taken"
         facts = {"index": index, "free": gb(free), "total": gb(card.total), "owners": owners and f"; {owners}"}
         yield say(f"memory.{case}", pids=",".join(str(p.pid) for p in held), **facts)
 
 
 def parts(machine: Machine) -> Iterator[Finding]:
-    """Shared or divided: cards that appear as several devices, and memory that is shared"""
+    """Cards that appear as several devices, and memory that is shared."""
     cards, seen = machine.devices, machine.torch["devices"]
     if split := next((c for c in cards if c.compute_partition not in (None, "SPX")), None):
         memory = split.memory_partition or "memory mode unknown"
@@ -146,7 +163,7 @@ def parts(machine: Machine) -> Iterator[Finding]:
 
 
 def sensors(machine: Machine) -> Iterator[Finding]:
-    """Sensors: temperature and power, or why amd-smi cannot read the card, which torch or the kernel may still see"""
+    """Temperature and power, or why amd-smi cannot read the card, which torch or the kernel may still see."""
     if "no answer" in machine.trouble:
         yield say("sensors.hang", trouble=machine.trouble)
     elif machine.trouble:
@@ -161,3 +178,51 @@ def sensors(machine: Machine) -> Iterator[Finding]:
         values = ((machine.devices[0].temperature, "°C"), (machine.devices[0].power, "W"))
         state = ", ".join(f"{value:.0f} {unit}" for value, unit in values if value is not None)
         yield say("sensors.read" if state else "sensors.unknown", state=state)
+
+
+def tried(machine: Machine, name: str) -> Iterator[Finding]:
+    """What a trial says of itself, or why it has no result.
+
+    A failure is "unusable", if the series can do without it; else a crash on a GPU is a problem, and silence is unknown.
+    """
+    result = machine.probes.get(name, {"failed": "it was not tried"})
+    reason, case = result.get("failed") or result.get("skipped"), result.get("case", "unusable")
+    if "skipped" in result:
+        case = "skipped"
+    elif reason and re.search(r"C compiler|Python\.h", reason):
+        case = "no_compiler"
+    if case not in TEXTS[name]:
+        crashed = machine.torch["devices"] and re.search("ended with SIG|Error", reason)
+        name, case = "all", "crashed" if crashed else "not_read"
+    where = "On the GPU" if machine.torch["devices"] else "On the processor"
+    yield say(f"{name}.{case}", **{"where": where, "gfx": machine.gfx, "reason": reason} | result)
+
+
+def speed(machine: Machine) -> Iterator[Finding]:
+    """The speed against what the maker states."""
+    result, roof = machine.probes.get("speed", {}), machine.peak
+    if "bf16" not in result:
+        yield from tried(machine, "speed")
+        return
+    product = f"A matrix product (n = {result['n']}) runs at {result['bf16']:.3g} TFLOP/s in bf16"
+    facts = {"product": product, "copy": f"a copy at {result['copy']:,.0f} GB/s"}
+    if roof:
+        a, b = result["bf16"] / roof.tflops, result["copy"] / roof.bandwidth
+        facts |= {"a": f"{a:.0%} of the {roof.tflops:,.0f}", "b": f"{b:.0%} of {roof.bandwidth:,.0f}"}
+        yield replace(say("speed.slow" if a < 0.2 or b < 0.3 else "speed.share", **facts), source=roof.source)
+    else:
+        times = result["bf16"] / result["fp32"]
+        case = "unlisted" if machine.torch["devices"] else "fp32_here" if times < 1 else "cpu"
+        yield say(f"speed.{case}", times=f"{times:.1f}", **facts)
+
+
+CHECKS = {"Computer": computer, "GPU": product, "Device files": device_files, "Visible devices": visible_devices}
+CHECKS |= {
+    "Kernels": kernels,
+    "Versions": versions,
+    "GPU memory": memory,
+    "Shared or divided": parts,
+    "Sensors": sensors,
+}
+TRIALS = {"Packages": "packages", "bf16": "bf16", "Attention": "attention", "4 bits": "four_bits", "Triton": "triton"}
+CHECKS |= {title: partial(tried, name=name) for title, name in TRIALS.items()} | {"Speed": speed}
