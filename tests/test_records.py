@@ -82,13 +82,13 @@ def test_what_is_no_readable_file_is_named(tmp_path, monkeypatch):
             records.read_json(path, RecordError)
     monkeypatch.setattr("helpers.storage.MAX_JSON_BYTES", 1)
     (tmp_path / "any.json").write_text("{}")
-    with pytest.raises(RecordError, match="larger than"):
+    with pytest.raises(RecordError, match="of at most"):
         records.read_json(tmp_path / "any.json", RecordError)
 
 
 def test_a_readable_json_file_is_returned(tmp_path):
     (tmp_path / "any.json").write_text('{"rate": 1, "names": ["ä"], "loss": null}')
-    value = records.read_json(tmp_path / "any.json", RecordError, {"rate": float, "names": list, "loss": float | None})
+    value = records.read_json(tmp_path / "any.json", RecordError, {"rate": int, "names": list, "loss": float | None})
     assert value == {"rate": 1, "names": ["ä"], "loss": None}
 
 

@@ -97,10 +97,10 @@ def test_right_parameters_get_their_types():
     assert values == {"learning_rate": 1e-4, "seed": 1}
 
 
-@pytest.mark.parametrize("text", [f"hf_token={SECRET}", "api_key=1", "HF_TOKEN=x", "my_password=x", f"data={SECRET}"])
+@pytest.mark.parametrize("text", [f"hf_token={SECRET}", "api_key=1", f"{SECRET}=1", f"data={SECRET}"])
 def test_a_secret_as_a_parameter_is_refused(book, text):
     book.write("00_any", "1")
-    with pytest.raises(UsageError, match="looks like a secret: parameters are saved") as error:
+    with pytest.raises(UsageError, match="looks like a secret: parameters are saved|has a parameter") as error:
         book.run(parameters=text)
     assert SECRET not in str(error.value) and not book.out.exists(), "nothing was started"
 
