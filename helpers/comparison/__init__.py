@@ -6,6 +6,3 @@ Works from records alone: nothing here trains, loads a model or imports torch.
 from helpers.comparison.findings import baselines, by_family, conclusions, gain_and_forgetting, side_by_side, verdicts
 from helpers.comparison.statistics import bootstrap, over_seeds, paired, wilson
 from helpers.comparison.tables import NotComparable, accuracy, accuracy_interval, by_method, comparability, table
-from helpers.records import load_table
-
-PUBLISHED = tuple(load_table("published")["rows"])  # as printed there, with what has to be known to read them

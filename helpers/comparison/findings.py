@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from statistics import mean
 
 from helpers.comparison.statistics import bootstrap, over_seeds, paired, wilson
@@ -20,12 +21,9 @@ def by_family(records: list[RunRecord]) -> pandas.DataFrame:
     """Right answers by family and method: ``right`` (mean over seeds), ``questions``, ``low`` and ``high`` (95 %, Wilson)."""
     rows = []
     for method, runs in by_method([r for r in records if r.evaluation["exact_match"]]).items():
-        right: dict[str, list[float]] = {}
-        for family, *each in zip(
-            runs[0].evaluation["families"], *(r.evaluation["exact_match"] for r in runs), strict=True
-        ):
-            right.setdefault(family, []).append(mean(each))
-        rows += [_share(sum(each), len(each), family=family, method=method) for family, each in right.items()]
+        over = [mean(each) for each in zip(*(r.evaluation["exact_match"] for r in runs), strict=True)]
+        by = pandas.Series(over).groupby(runs[0].evaluation["families"], sort=False)
+        rows += [_share(each.sum(), len(each), family=family, method=method) for family, each in by]
     return pandas.DataFrame(rows)
 
 
@@ -61,21 +59,14 @@ def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
 def verdicts(
     records: list[RunRecord], first: str = "lora", second: str = "full", part: str = "exact_match"
 ) -> pandas.DataFrame:
-    """For each seed that both methods share, what the paired test over questions says of these two runs.
-
-    Raises:
-        NotComparable: where the methods share no scored seed.
-    """
+    """For each seed that both methods share, what the paired test over questions says of these two runs."""
     scored = {(r.method, r.seed): r.evaluation[part] for r in records if r.evaluation and r.evaluation[part]}
     rows = []
-    for seed in sorted({seed for _, seed in scored}):
-        if (first, seed) in scored and (second, seed) in scored:
-            a, b = scored[first, seed], scored[second, seed]
-            p, ahead = paired(a, b)["p"], first if sum(a) > sum(b) else second
-            says = f"{ahead} is better" if p < 0.05 else "no difference shown"
-            rows.append(
-                {"seed": seed, first: sum(a), second: sum(b), "questions": len(a), "p": p, "this seed says": says}
-            )
+    for seed in sorted({seed for method, seed in scored if method == first and (second, seed) in scored}):
+        a, b = scored[first, seed], scored[second, seed]
+        p, ahead = paired(a, b)["p"], first if sum(a) > sum(b) else second
+        says = f"{ahead} is better" if p < 0.05 else "no difference shown"
+        rows.append({"seed": seed, first: sum(a), second: sum(b), "questions": len(a), "p": p, "this seed says": says})
     if not rows:
         raise NotComparable(f"{first} and {second} have no scored seed in common; train both with the same seed")
     return pandas.DataFrame(rows)
@@ -128,28 +119,21 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
     groups = by_method(records)
     if first not in groups or second not in groups:
         raise NotComparable(f"both {first} and {second} are needed, there are {', '.join(groups) or 'no records'}")
-    a, b = groups[first], groups[second]
     said = []
-
-    def average(runs: list[RunRecord], get) -> float:
-        return mean(get(r) for r in runs)
-
     for what, get in (
-        ("parameters trained", lambda r: r.training["trainable"]),
-        ("peak memory", lambda r: r.memory["peak"]),
-        ("bytes saved", lambda r: sum(r.files.values())),
+        ("Parameters trained", lambda r: r.training["trainable"]),
+        ("Peak memory", lambda r: r.memory["peak"]),
+        ("Bytes saved", lambda r: sum(r.files.values())),
+        ("Tokens per second", lambda r: r.training["tokens_per_second"]),
     ):
-        x, y = average(a, get), average(b, get)
-        more, less, ratio = (second, first, y / x) if y >= x else (first, second, x / y)
-        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
-        said.append(f"{what.capitalize()}: {more} takes {times} times what {less} takes.")
-    timed = [[r for r in runs if r.training["tokens_per_second"]] for runs in (a, b)]
-    if all(timed):
-        x, y = (average(runs, lambda r: r.training["tokens_per_second"]) for runs in timed)
-        faster, ratio = (first, x / y) if x >= y else (second, y / x)
-        said.append(f"Speed: {faster} trains {ratio:.2f} times as many tokens a second.")
+        values = {method: list(filter(None, map(get, groups[method]))) for method in (first, second)}
+        if values[first] and values[second]:
+            less, more = sorted(values, key=lambda method: mean(values[method]))
+            ratio = mean(values[more]) / mean(values[less])
+            times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+            said.append(f"{what}: {more} has {times} times that of {less}.")
     for what, part in (("Accuracy", "exact_match"), ("Accuracy, larger numbers", "harder")):
-        if accuracy(a, part) and accuracy(b, part) and {r.seed for r in a} & {r.seed for r in b}:
+        with suppress(NotComparable):  # nothing was scored
             said.append(_verdict(what, verdicts(records, first, second, part), first, second))
     if "base" in groups and (before := accuracy(groups["base"])):
         said.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
@@ -167,9 +151,6 @@ def _verdict(what: str, seeds: pandas.DataFrame, first: str, second: str) -> str
         )
     differences = 100 * (seeds[first] - seeds[second]) / seeds["questions"]
     average, low, high = over_seeds(list(differences))
-    ahead = (
-        "no difference shown"
-        if low <= 0 <= high
-        else f"{first if average > 0 else second} is better on these questions"
-    )
+    ahead = f"{first if average > 0 else second} is better on these questions"
+    ahead = "no difference shown" if low <= 0 <= high else ahead
     return f"{counts}; {ahead}: the difference over {len(seeds)} seeds is {average:+.1f} points, 95 % {low:+.1f} to {high:+.1f}."

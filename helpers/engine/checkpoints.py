@@ -31,7 +31,7 @@ def conditions(settings: Settings, base: Base, rows: str, plan: Plan, adapter=No
     facts = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in IRRELEVANT}
     facts |= {name: choice["value"] for name, choice in plan.decisions.items()}
     facts |= {"base weights": base.fingerprint, "rows and their order": rows}
-    if settings.adapter:
+    if settings.method != "full":
         chosen = adapter or adapter_config(settings)
         facts |= {f"adapter's {name}": getattr(chosen, name, None) for name in ADAPTER}
     return facts
