@@ -102,7 +102,7 @@ doctor: $(READY)  ## what this machine is, what works on it, and remedies for wh
 	@$(PY) -m helpers.doctor
 
 model: $(READY)  ## fetch the base model of PROFILE
-	@$(PY) -m helpers.sources.base_models $(call quote,$(PROFILE))
+	@$(PY) -m helpers.sources $(call quote,$(PROFILE))
 
 run-all: $(READY)  ## run the notebooks without a browser; results and pages in runs/<profile>
 	@$(PY) -m helpers.headless $(options) --notebooks=$(call quote,$(NOTEBOOKS)) --params=$(call quote,$(PARAMS)) $(if $(FRESH),--fresh)
@@ -116,7 +116,7 @@ report: $(READY)  ## one archive that tells us how the series ran on your machin
 # its settings wrap long lines and keep JupyterLab from asking about news; each kernel begins with kernel_start.py
 lab: $(READY)  ## open JupyterLab on this machine only, with its token, at 00_setup_check
 	@mkdir -p my_data $(call quote,$(RUNS_DIR))
-	@$(if $(call from_user,PROFILE),$(PY) -m helpers.workshop.lab --profile=$(call quote,$(PROFILE)))
+	@$(if $(call from_user,PROFILE),$(PY) -m helpers.workshop lab --profile=$(call quote,$(PROFILE)))
 	@PYTHONSTARTUP=$(call quote,$(CURDIR)/docs/workshop/lab/kernel_start.py) $(VENV)/bin/jupyter lab --ip=127.0.0.1 --LabApp.app_settings_dir=docs/workshop/lab \
 	  --LabApp.default_url=/lab/tree/notebooks/00_setup_check.ipynb $(call arguments,$(LAB_ARGS))
 

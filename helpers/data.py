@@ -1,7 +1,4 @@
-"""From rows to what the model sees: split, tokenize, filter, order, fingerprint.
-
-Tokenization happens here and once, so the tokens shown in a notebook are the tokens trained on.
-"""
+"""From rows to what the model sees: read, split, tokenize once, filter, fingerprint."""
 
 from __future__ import annotations
 
@@ -11,25 +8,24 @@ import random
 from dataclasses import dataclass, field, replace
 
 from helpers.settings import IGNORED, Settings
-from helpers.sources import DataError, answer_of, general_text, make_splits, split_conversations, unrelated_questions
-from helpers.sources.files import Skipped, conversations
-from helpers.sources.rows import answers_to_learn
-from helpers.sources.templates import DATE, RewritesEarlierTurns, tokens_and_labels, writes_date
+from helpers.sources import DataError, answer_of, make_splits
+from helpers.sources.conversations import UNRELATED, general_text, read_conversations, split_conversations
+from helpers.sources.files import read_rows, report_unusable
+from helpers.sources.rows import answers_to_learn, to_messages
+from helpers.sources.templates import DATE, RewritesEarlierTurns, tokens_and_labels
 
+SPLITS = ("train", "validation", "test", "harder", "prose")
 CONVERSATIONS = 0.28  # of the training and validation rows of "bundled"; they are twice as long as the questions
 
 
 @dataclass
 class Example:
-    """One conversation and, once encoded, its tokens.
-
-    ``labels`` has the length of ``input_ids`` and holds the token itself where it is supervised, else -100.
-    """
+    """One conversation and, once encoded, its tokens."""
 
     messages: list[dict]
     family: str | None = None
     input_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)  # one for each token: itself where it is supervised, else -100
     where: str = "this row"  # file and line, for an error message
     tools: list[dict] | None = None  # what the model may call in this conversation
 
@@ -67,7 +63,7 @@ class Data:
     @property
     def rows(self) -> list[Example]:
         """The rows of all splits."""
-        return self.train + self.validation + self.test + self.harder + self.prose
+        return [row for name in SPLITS for row in getattr(self, name)]
 
     @property
     def scored(self) -> bool:
@@ -76,7 +72,7 @@ class Data:
 
     def summary(self) -> dict:
         """What a record keeps: source, counts, tokens and one fingerprint for each split."""
-        splits = {name: getattr(self, name) for name in ("train", "validation", "test", "harder", "prose")}
+        splits = {name: getattr(self, name) for name in SPLITS}
         return {
             "source": self.source,
             "revision": self.revision,
@@ -108,10 +104,19 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
     """
     if splits := _bundled(settings):
         return splits, {"read": sum(map(len, splits.values())), "unusable": 0, "repeated": 0, "unused": 0}, None
-    rows, skipped, revision = conversations(settings)
-    different: dict[str, Example] = {}
-    for row in rows:  # the same question twice would let the test set leak
-        different.setdefault(row.asked, Example(row.messages, where=row.where, tools=row.tools))
+    rows, revision = read_rows(settings)
+    different: dict[str, Example] = {}  # the same question twice would let the test set leak
+    unusable: list[DataError] = []
+    for where, row in rows:
+        try:
+            messages, tools = to_messages(row)
+            example = Example(messages, where=where, tools=tools)
+            different.setdefault(str(row.get("original_question") or example.asked), example)  # MetaMathQA rewords them
+        except DataError as fault:
+            unusable.append(fault.at(where))
+        except RecursionError:
+            unusable.append(DataError("the row is nested too deeply", where=where))
+    report_unusable(unusable, len(rows), ": save the rows as a file, mend that and give its path" if revision else "")
     if len(different) < 5:
         raise DataError(f"{settings.data}: {len(different)} different questions; at least 5 are needed to split")
     examples = list(different.values())
@@ -119,58 +124,47 @@ def read(settings: Settings) -> tuple[dict[str, list[Example]], dict[str, int], 
     fifth = len(examples) // 5
     test, validation = min(settings.test_rows, fifth), min(settings.validation_rows, fifth)
     rest = examples[test + validation :]
-    counts = {"read": len(rows) + len(skipped), "unusable": len(skipped), "repeated": len(rows) - len(examples)}
-    counts["unused"] = max(len(rest) - settings.train_rows, 0)
+    repeated, unused = len(rows) - len(unusable) - len(examples), max(len(rest) - settings.train_rows, 0)
+    counts = {"read": len(rows), "unusable": len(unusable), "repeated": repeated, "unused": unused}
     splits = {"train": rest[: settings.train_rows], "validation": examples[test : test + validation]}
     return splits | {"test": examples[:test], "harder": [], "prose": []}, counts, revision
 
 
 def _bundled(settings: Settings) -> dict[str, list[Example]] | None:
-    """The splits of what comes with the project; None for other data.
-
-    ``conversations`` are those alone. ``bundled`` mixes them with the scored questions for training and validation, so
-    that the two losses can be compared; its test holds questions only, and ``prose`` the held-out conversations.
-    """
+    """The splits of ``conversations``, or of ``bundled``: those mixed with the scored questions; None for other data."""
     train, validation, test = settings.train_rows, settings.validation_rows, settings.test_rows
     if settings.data == "conversations":
-        return {"harder": [], "prose": []} | _conversations(train, validation, test)
-    if settings.data != "bundled":
+        made = split_conversations(train, validation, test) | {"harder": [], "prose": []}
+    elif settings.data == "bundled":  # validation is as mixed as training; the test holds questions alone
+        talks = split_conversations(round(CONVERSATIONS * train), round(CONVERSATIONS * validation), test)
+        sizes = train - len(talks["train"]), validation - len(talks["validation"]), test, settings.harder_rows
+        made = make_splits(*sizes) | {"prose": talks["test"]}
+        for name in ("train", "validation"):
+            made[name] += talks[name]
+    else:
         return None
-    splits = _conversations(round(CONVERSATIONS * train), round(CONVERSATIONS * validation), test)
-    splits["prose"] = splits.pop("test")
-    sizes = train - len(splits["train"]), validation - len(splits["validation"]), test, settings.harder_rows
-    for name, rows in make_splits(*sizes).items():
-        splits[name] = [_question(row) for row in rows] + splits.get(name, [])
-    return splits
+    return {name: [_example(row) for row in rows] for name, rows in made.items()}
 
 
-def _conversations(*sizes: int) -> dict[str, list[Example]]:
-    made = split_conversations(*sizes).items()
-    return {name: [Example(c["messages"], c["topic"]) for c in rows] for name, rows in made}
-
-
-def _question(row: dict) -> Example:
-    turns = {"user": row["question"], "assistant": row["answer"]}
-    return Example([{"role": role, "content": text} for role, text in turns.items()], row["family"])
+def _example(row: dict) -> Example:
+    if "messages" in row:
+        return Example(row["messages"], row["topic"])
+    question, answer = {"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}
+    return Example([question, answer], row["family"])
 
 
 def unrelated(tokenizer) -> dict[str, list[Example]]:
-    """Two bundled sets that have nothing to do with fine-tuning, to see what a model forgets, encoded.
-
-    ``general`` holds the paragraphs of a text, supervised throughout; ``unrelated`` short questions of general knowledge,
-    supervised as in training.
-    """
-    texts = [Example([], input_ids=tokenizer(text)["input_ids"]) for text in general_text()]
-    asked = [encode(Example(c["messages"], c["topic"]), tokenizer) for c in unrelated_questions()]
-    return {"general": [replace(e, labels=e.input_ids) for e in texts], "unrelated": asked}
+    """To see what a model forgets: the paragraphs of a ``general`` text, all supervised, and ``unrelated`` questions."""
+    texts = [tokenizer(text)["input_ids"] for text in general_text()]
+    asked = [encode(_example(row), tokenizer) for row in read_conversations(UNRELATED)]
+    return {"general": [Example([], input_ids=ids, labels=ids) for ids in texts], "unrelated": asked}
 
 
 def encode(example: Example, tokenizer) -> Example:
     """Fill in ``input_ids`` and ``labels``: every answer is supervised, up to and with the token that ends its turn.
 
-    The chat template is rendered with and without each answer; what the answer adds is what the model has to produce, tool
-    calls and reasoning included. Not supervised are answers of weight 0 and those before the first question. The template
-    writes the special tokens, so the text is never tokenized with them a second time.
+    What an answer adds to the rendered chat is what the model has to produce, tool calls and reasoning included. Not
+    supervised are answers of weight 0 and those before the first question.
 
     Raises:
         DataError: with the place, for what :func:`helpers.sources.templates.tokens_and_labels` refuses.
@@ -183,11 +177,7 @@ def encode(example: Example, tokenizer) -> Example:
 
 
 def encode_answers(example: Example, tokenizer) -> list[Example]:
-    """The example encoded, or one for each of its answers where the chat template rewrites earlier turns.
-
-    Raises:
-        DataError: as :func:`encode` does.
-    """
+    """The example encoded, or one for each of its answers where the chat template rewrites earlier turns."""
     try:
         return [encode(example, tokenizer)]
     except RewritesEarlierTurns:
@@ -199,8 +189,7 @@ def encode_answers(example: Example, tokenizer) -> list[Example]:
 def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
     """Read, encode and filter a data source.
 
-    Rows that cannot be used are skipped and reported. A row longer than ``max_length`` is dropped whole, since a cut row has
-    lost its end token.
+    Unusable rows are skipped and reported. A row longer than ``max_length`` is dropped whole: cut, it would lose its end.
 
     Args:
         max_lost: the share of all rows that may be too long before this becomes an error.
@@ -209,32 +198,29 @@ def prepare(settings: Settings, tokenizer, max_lost: float = 0.05) -> Data:
         DataError: for too many rows that are unusable or too long.
     """
     splits, counts, revision = read(settings)
-    encoded, skipped = {name: [] for name in splits}, Skipped()
-    for name, example in [(name, example) for name, examples in splits.items() for example in examples]:
+    encoded: dict[str, list[Example]] = {name: [] for name in splits}
+    unusable: list[DataError] = []
+    for name, example in ((name, example) for name, examples in splits.items() for example in examples):
         try:
             encoded[name] += encode_answers(example, tokenizer)
         except DataError as fault:
-            skipped.add(fault)
-    skipped.report(sum(map(len, splits.values())))
-    counts["unusable"] += len(skipped)
+            unusable.append(fault)
+    report_unusable(unusable, sum(map(len, splits.values())))
+    counts["unusable"] += len(unusable)
     held_out = {e.asked for name, rows in encoded.items() for e in rows if name != "train"}
-    new = [
-        e for e in encoded["train"] if e.asked not in held_out
-    ]  # one answer of a conversation may be held out elsewhere
+    new = [e for e in encoded["train"] if e.asked not in held_out]  # another answer of its conversation may be held out
     counts["repeated"] += len(encoded["train"]) - len(new)
-    encoded["train"] = new
-    _drop_too_long(encoded, counts, settings.max_length, max_lost)
     if counts["repeated"]:
         print(f"{counts['repeated']} of {counts['read']} rows repeat a question and are left out")
+    encoded["train"] = new
+    _drop_too_long(encoded, counts, settings.max_length, max_lost)
     if not encoded["train"] or not encoded["test"]:
         raise DataError(f"{settings.data}: no rows left to train and test on")
-    date = DATE.isoformat() if writes_date(tokenizer) else None
+    date = DATE.isoformat() if "strftime_now" in str(tokenizer.chat_template) else None
     data = Data(source=settings.data, counts=counts, revision=revision, date=date, **encoded)
     final = sum(answer_of(e.reference) is not None for e in data.test)
     if 0 < final < len(data.test):
-        print(
-            f"{final} of {len(data.test)} test answers hold a final answer: replies are scored only where all of them do"
-        )
+        print(f"{final} of {len(data.test)} test answers hold a final answer; replies are scored only if all do")
     return data
 
 

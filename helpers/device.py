@@ -1,7 +1,6 @@
 """What this machine is and how a run will use it: vendor, architecture, memory, precision, attention.
 
-ROCm answers through ``torch.cuda`` as CUDA does; ``torch.version.hip`` tells them apart. Nothing in this file was run
-on a ROCm device; it was run on an NVIDIA GPU and on CPUs.
+ROCm answers through ``torch.cuda`` as CUDA does. This file was run on NVIDIA GPUs and on CPUs, on no ROCm device.
 """
 
 from __future__ import annotations
@@ -9,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 from helpers.memory import GB, Prediction, Shape, predict, target_names
 from helpers.settings import Settings, SettingsError
@@ -25,8 +25,7 @@ import torch.nn.functional as F
 # new shape in nearly every step, and generation brings one with every token.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-
-CPU_NUMBERS = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+CPU_FACTS = ("cpu family", "model", "stepping", "cpu MHz", "cpu cores", "instruction sets")  # they tell apart namesakes
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,6 @@ class Device:
         """The device string that torch understands."""
         return "cpu" if self.kind == "cpu" else f"cuda:{own_gpu()}"
 
-    def to_dict(self) -> dict:
-        return asdict(self)
-
 
 def own_gpu() -> int:
     """The number of this process's GPU: the one a launcher gave it (helpers.engine.distributed), otherwise the first."""
@@ -88,7 +84,6 @@ def describe() -> Device:
         )
     memory, facts, threads = psutil.virtual_memory(), _cpu_facts(), torch.get_num_threads()
     name = facts.get("model name") or platform.processor() or platform.machine()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
     return Device(
         kind="cpu",
         name=f"{name}, {threads} thread{'s' * (threads != 1)}",
@@ -98,28 +93,20 @@ def describe() -> Device:
         free_memory=memory.available,
         runtime=None,
         # whether it multiplies bf16 numbers itself; otherwise torch only imitates it, slower than fp32
-        bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags),
-        detail=_cpu_detail(facts, flags),
+        bf16=not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(facts.get("flags", "").split()),
+        detail=", ".join(f"{fact} {facts[fact]}" for fact in CPU_FACTS if fact in facts),
     )
 
 
 def _cpu_facts() -> dict[str, str]:
     """What Linux says of the first processor; empty elsewhere."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as handle:
-            lines = handle.read().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return {}
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _cpu_detail(facts: dict[str, str], flags: list[str]) -> str:
-    """Family, model and stepping, cores, clock, and a digest of the instruction sets: one name stands for many CPUs."""
-    numbers = [f"{name} {facts[key]}" for name, key in CPU_NUMBERS if key in facts]
-    cores = f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
-    clock = [f"{float(facts['cpu MHz']) / 1000:.1f} GHz"] if "cpu MHz" in facts else []
-    sets = [f"flags {hashlib.sha256(' '.join(sorted(flags)).encode()).hexdigest()[:8]}"] if flags else []
-    return ", ".join([*numbers, cores, *clock, *sets])
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    facts["flags"] = " ".join(sorted((facts.get("flags") or facts.get("Features") or "").split()))
+    return facts | {"instruction sets": hashlib.sha256(facts["flags"].encode()).hexdigest()[:8]}
 
 
 def varlen(query, key, value, bounds, longest: int, scale: float | None = None, window: int | None = None):
@@ -135,24 +122,19 @@ def varlen_probe(device: str) -> str | None:
     """Try the kernel on two short rows and compare with plain attention; None if right, else what went wrong."""
     if device == "cpu":
         return "torch has this kernel for GPUs only"
-    torch_state = torch.random.get_rng_state()
     try:
-        lengths, features = (5, 11), 64
-        bounds = torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
-        q, k, v = (torch.randn(16, 2, features).to(device, torch.bfloat16).requires_grad_() for _ in range(3))
-        out = varlen(q, k, v, bounds, max(lengths))
-        rows = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-        each = ((x.transpose(0, 1).float() for x in row) for row in rows)
-        plain = torch.cat([F.scaled_dot_product_attention(*row, is_causal=True).transpose(0, 1) for row in each])
-        gradient = torch.autograd.grad(out.float().square().sum(), q)[0].float()
-        expected = torch.autograd.grad(plain.square().sum(), q)[0].float()
-        errors = torch.stack([(out.float() - plain).abs().max(), (gradient - expected).abs().max()])
+        lengths, bounds = (5, 11), torch.tensor([0, 5, 16], dtype=torch.int32, device=device)
+        with torch.random.fork_rng(devices=[]):
+            q, k, v = (torch.randn(16, 2, 64).to(device, torch.bfloat16).requires_grad_() for _ in range(3))
+        rows = zip(*(x.float().transpose(0, 1).split(lengths, dim=1) for x in (q, k, v)), strict=True)
+        plain = torch.cat([F.scaled_dot_product_attention(*row, is_causal=True) for row in rows], dim=1).transpose(0, 1)
+        outputs = varlen(q, k, v, bounds, max(lengths)).float(), plain
+        gradients = (torch.autograd.grad(out.square().sum(), q)[0].float() for out in outputs)
+        errors = torch.stack([(a - b).abs().max() for a, b in (outputs, gradients)])
         error = errors.max().item()  # NaN if there is one in either, unlike Python's max
         return None if error < 0.1 else f"its result is off by {error:.2g}"
     except (ImportError, RuntimeError, NotImplementedError, TypeError, AssertionError) as problem:
         return f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
-    finally:
-        torch.random.set_rng_state(torch_state)
 
 
 def decide(settings: Settings, device: Device, peak_without_checkpointing: int) -> dict[str, dict]:
@@ -165,29 +147,29 @@ def decide(settings: Settings, device: Device, peak_without_checkpointing: int) 
     Returns:
         ``{"precision": {"value": "bf16", "why": ...}, "attention": ..., "checkpointing": ...}``
     """
-    chosen = {"precision": ("fp32", "this device has no bf16 arithmetic of its own")}
+    needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
+    chosen = {
+        "precision": ("fp32", "this device has no bf16 arithmetic of its own"),
+        "attention": ("eager", "on short rows, plain matrix products train faster on a CPU than SDPA"),
+        "kernels": ("torch", "fused kernels exist for GPUs only"),
+        "products": ("plain", "matrix products run in the precision of the weights"),
+        "compile": (False, "compiling takes longer than a short run can win back"),
+        "loss": ("fast", "of the supervised tokens alone, where that equals the model's own loss"),
+        "checkpointing": (peak_without_checkpointing > 0.9 * device.free_memory, needs),
+    }
     if device.bf16:
         chosen["precision"] = ("bf16", "this device multiplies bf16 natively, at least twice as fast as fp32")
-    if device.kind == "cpu":
-        chosen["attention"] = ("eager", "on short rows, plain matrix products train faster on a CPU than SDPA")
-        chosen["kernels"] = ("torch", "fused kernels exist for GPUs only")
-    else:
-        wrong = varlen_probe(device.torch_name)
+    if device.kind != "cpu":
         why = "torch's variable-length kernel passed its check: rows lie end to end, unpadded"
         chosen["attention"] = ("varlen", why)
-        if wrong:
+        if wrong := varlen_probe(device.torch_name):
             chosen["attention"] = ("sdpa", f"torch's variable-length kernel is not usable here ({wrong})")
         chosen["kernels"] = ("liger", "norms, rotations and gates take one pass over memory each")
         if settings.compile or not find_spec("liger_kernel"):
             why = "each layer is compiled" if settings.compile else "the package liger-kernel is not installed"
             chosen["kernels"] = ("torch", why)
-    chosen["products"] = ("plain", "matrix products run in the precision of the weights")
-    chosen["compile"] = (False, "compiling takes longer than a short run can win back")
-    chosen["loss"] = ("fast", "of the supervised tokens alone, where that equals the model's own loss")
-    needs = f"predicted {peak_without_checkpointing / GB:.1f} GB against {device.free_memory / GB:.1f} GB free"
-    chosen["checkpointing"] = (peak_without_checkpointing > 0.9 * device.free_memory, needs)
-    set_by_you = {n: getattr(settings, n) for n in chosen if getattr(settings, n, None) is not None}
-    chosen |= {name: (value, "set by you") for name, value in set_by_you.items()}
+    yours = {name: (getattr(settings, name, None), "set by you") for name in chosen}
+    chosen |= {name: choice for name, choice in yours.items() if choice[0] is not None}
     return {name: {"value": value, "why": why} for name, (value, why) in chosen.items()}
 
 
@@ -233,13 +215,9 @@ def plan(
         SettingsError: if the rows of a step cannot be divided among the processes, or the model cannot use the attention.
         ValueError: if ``targets`` names a layer that the model does not have.
     """
-    world, device = world or World(), describe()
+    world, device, proven = world or World(), describe(), proven or {}
     sharded = world.size > 1 and settings.method == "full"
-    rows = {"batch": widest or settings.share(world.size)[0], "length": longest or settings.max_length}
-    if settings.batch_tokens:
-        rows = {"batch": 1, "length": widest or settings.batch_tokens}
-    proven = proven or {}
-    adapted = target_names(shape, settings.targets) if settings.adapter else []
+    adapted = target_names(shape, settings.targets) if settings.method != "full" else []
     if adapted and settings.rank > (most := max(max(shape.linears[name]) for name in adapted)):
         raise SettingsError(f"rank={settings.rank} is more than the adapted layers have features ({most}): lower it")
     if not shape.sdpa:  # as Gemma-2's caps and the sinks of GPT-OSS
@@ -248,16 +226,12 @@ def plan(
             raise SettingsError(f"attention={settings.attention!r} cannot be used: {why}; leave attention at None")
         proven = {"attention": {"value": "eager", "why": why}} | proven
     values = {name: choice["value"] for name, choice in (decide(settings, device, 0) | proven).items()}
-    sizes = rows | {
-        "rank": settings.rank,
-        "targets": settings.targets,
-        "dropout": settings.dropout,
-        "precision": values["precision"],
-        "attention": values["attention"],
-        "fused": values["kernels"] == "liger" or values["compile"],
-        "shards": world.size if sharded else 1,
-        "loss": values["loss"],
-    }
+    rows, tokens = widest or settings.share(world.size)[0], longest or settings.max_length
+    sizes = {"batch": rows, "length": tokens} | {name: values[name] for name in ("precision", "attention", "loss")}
+    sizes |= {name: getattr(settings, name) for name in ("rank", "targets", "dropout")}
+    sizes |= {"fused": values["kernels"] == "liger" or values["compile"], "shards": world.size if sharded else 1}
+    if settings.batch_tokens:
+        sizes |= {"batch": 1, "length": widest or settings.batch_tokens}
     decisions = decide(settings, device, predict(shape, settings.method, **sizes).total) | proven
     sizes["checkpointing"] = decisions["checkpointing"]["value"]
     return Plan(device, decisions, predict(shape, settings.method, **sizes), world, sharded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from helpers.settings import IGNORED
 from helpers.sources import answer_of, quiet
 
 import torch
+from tqdm import tqdm  # the plain bar: its text survives in a saved notebook
 
 TOKENS_AT_A_TIME = 4096  # of a padded batch whose loss is measured: bounds the logits
 PROSE_REPLIES = 8
@@ -19,11 +21,7 @@ INSTRUCTION = "Work out the answer and end your reply with 'The answer is: N', w
 
 
 def token_losses(model, examples: list[Example]) -> list[list[float]]:
-    """The negative log-likelihood of each supervised token of each example, in nats.
-
-    From the model's own forward pass, so it is right for any model. Rows are padded on the right;
-    padding and prompts carry no label.
-    """
+    """The negative log-likelihood of each supervised token of each example, in nats, by the model's own forward pass."""
     found: list[list[float]] = [[]] * len(examples)
     was_training = model.training
     model.eval()
@@ -33,9 +31,9 @@ def token_losses(model, examples: list[Example]) -> list[list[float]]:
         size = max(TOKENS_AT_A_TIME // longest, 1)
         part, waiting = waiting[:size], waiting[size:]
         rows = [(examples[i], longest - len(examples[i].input_ids)) for i in part]
-        ids = torch.tensor([r.input_ids + [0] * n for r, n in rows], device=model.device)
-        labels = torch.tensor([r.labels + [IGNORED] * n for r, n in rows], device=model.device)
-        mask = torch.tensor([[1] * (longest - n) + [0] * n for _, n in rows], device=model.device)
+        ids = torch.tensor([row.input_ids + [0] * pad for row, pad in rows], device=model.device)
+        labels = torch.tensor([row.labels + [IGNORED] * pad for row, pad in rows], device=model.device)
+        mask = torch.tensor([[1] * (longest - pad) + [0] * pad for _, pad in rows], device=model.device)
         with torch.no_grad():  # not inference_mode: what autograd functions save there cannot be trained on later
             scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         kept = labels[:, 1:] != IGNORED
@@ -52,37 +50,34 @@ def held_out_loss(model, examples: list[Example]) -> dict:
     """Mean loss in nats per supervised token, the number of those ``tokens``, and ``losses``: [sum, tokens] per example."""
     each = token_losses(model, examples)
     total, tokens = sum(map(sum, each)), sum(map(len, each))
-    return {
-        "loss": total / max(tokens, 1),
-        "tokens": tokens,
-        "losses": [[round(sum(row), 4), len(row)] for row in each],
-    }
+    losses = [[round(sum(row), 4), len(row)] for row in each]
+    return {"loss": total / max(tokens, 1), "tokens": tokens, "losses": losses}
 
 
 def answers(model, tokenizer, examples: list[Example], max_new_tokens: int, batch_size: int) -> list[str]:
     """The model's greedy reply to each example's prompt, in the order given; batches hold prompts of like length."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].asked))
     replies = [""] * len(examples)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        prompts, tools = [examples[i].prompt for i in part], [examples[i].tools for i in part]
-        for index, reply in zip(part, generate(model, tokenizer, prompts, max_new_tokens, tools), strict=True):
-            replies[index] = reply
+    line = {"bar_format": "asked {n_fmt} of {total_fmt}", "file": sys.stdout, "leave": False, "disable": not order}
+    with tqdm(total=len(order), mininterval=0, miniters=1, **line) as progress:
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            prompts, tools = [examples[i].prompt for i in part], [examples[i].tools for i in part]
+            for index, reply in zip(part, generate(model, tokenizer, prompts, max_new_tokens, tools), strict=True):
+                replies[index] = reply
+            progress.update(len(part))
     return replies
 
 
 def score(examples: list[Example], replies: list[str]) -> list[bool]:
     """For each reply, whether it ends in the reference's answer, by the rule of :func:`helpers.sources.answer_of`."""
-    return [
-        answer_of(reply) is not None and answer_of(reply) == answer_of(example.reference)
-        for example, reply in zip(examples, replies, strict=True)
-    ]
+    pairs = [(answer_of(example.reference), answer_of(reply)) for example, reply in zip(examples, replies, strict=True)]
+    return [reply is not None and reply == reference for reference, reply in pairs]
 
 
 @contextlib.contextmanager
 def _sdpa(model, settings) -> Iterator[None]:
-    """SDPA while a model answers, unless you chose the attention: token by token it is faster on a CPU too, where training
-    is faster without it (see helpers.device)."""
+    """SDPA while a model answers, unless you chose the attention: token by token it is faster, on a CPU too."""
     usual = model.config._attn_implementation
     with quiet():  # some families cannot change theirs, and say so
         model.set_attn_implementation("sdpa" if settings.attention is None and model._supports_sdpa else usual)
@@ -107,20 +102,18 @@ def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> 
     result = held_out_loss(model, data.test) | {"exact_match": None, "harder": None, "families": None, "prose": None}
     result |= {name: held_out_loss(model, rows) for name, rows in unrelated(tokenizer).items()}
     asked = data.test + data.harder if data.scored else data.test[:replies_kept]
+    prose = data.prose[:PROSE_REPLIES]
     with _sdpa(model, settings):
         replies = answers(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
-        if data.prose:  # prose takes about twice as many words as a worked answer
-            first = data.prose[:PROSE_REPLIES]
-            said = answers(model, tokenizer, first, 2 * settings.max_new_tokens, settings.eval_batch_size)
-            result["prose"] = held_out_loss(model, data.prose) | {
-                "replies": _shown(first, said),
-                "fingerprint": fingerprint(data.prose),
-            }
+        # prose takes about twice as many words as a worked answer
+        told = answers(model, tokenizer, prose, 2 * settings.max_new_tokens, settings.eval_batch_size)
+    if prose:
+        shown = {"replies": _shown(prose, told), "fingerprint": fingerprint(data.prose)}
+        result["prose"] = held_out_loss(model, data.prose) | shown
     if data.scored:
         right = [int(ok) for ok in score(asked, replies)]
-        result["exact_match"] = right[: len(data.test)]
+        result |= {"exact_match": right[: len(data.test)], "harder": right[len(data.test) :] or None}
         result["families"] = [e.family for e in data.test]
-        result["harder"] = right[len(data.test) :] or None
     result["replies"] = _shown(data.test[:replies_kept], replies)
     result["seconds"] = time.perf_counter() - start
     result["fingerprint"] = fingerprint(data.test + data.harder)
@@ -128,17 +121,14 @@ def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> 
 
 
 def _shown(examples: list[Example], replies: list[str]) -> list[dict]:
-    return [
-        {"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply}
-        for e, reply in zip(examples, replies, strict=False)
-    ]
+    pairs = zip(examples, replies, strict=False)
+    return [{"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply} for e, reply in pairs]
 
 
 def baselines(model, tokenizer, data: Data, settings, questions: int = 30) -> dict:
     """What prompts alone get out of a model, on the first test questions: the scores that training has to beat.
 
-    Every prompt says how to answer. One holds nothing else, one also six worked examples of six families, one three of the
-    family that is asked about. All examples are training rows, given as earlier turns of the conversation.
+    Every prompt says how to answer. Worked examples are training rows, given as earlier turns of the conversation.
 
     Returns:
         For each prompt ``right`` (a list of 0 and 1) and ``prompt`` (that of the first question); and ``guess``, the share

@@ -1,13 +1,13 @@
-"""Checks that a run is what its name says. A violated guard stops the run with the reason.
+"""Checks that a run is what its name says, each against a fault of a published walkthrough (see 10_spot_the_bug).
 
-Each catches a fault of a published walkthrough: the notebook 10_spot_the_bug shows them at work.
+A check that does not hold raises a :class:`GuardError`, which names the check and the first thing at fault.
 """
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 from helpers.data import Data, Example
@@ -19,7 +19,7 @@ from helpers.sources.templates import end_tokens
 import torch
 from torch import nn
 
-SAMPLE = 20_000  # elements of each trained tensor that are compared before and after
+SAMPLE = 20_000  # elements of a weight or gradient that are compared
 
 
 class GuardError(RuntimeError):
@@ -33,50 +33,33 @@ class Guard:
     name: str
     detail: str
 
-    def to_dict(self) -> dict:
-        return asdict(self)
-
 
 def count(model: nn.Module) -> tuple[int, int]:
     """Trainable and total parameters, 4-bit weights counted as the numbers they stand for."""
-
-    def numel(parameter: nn.Parameter) -> int:
-        state = getattr(parameter, "quant_state", None)
-        return state.shape.numel() if state is not None else parameter.numel()
-
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(numel, parameters))
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
-    """`full` trains every parameter and holds no adapter; an adapter method trains the adapter and nothing else.
-
-    Raises:
-        GuardError: for a model that something before this run wrapped or froze.
-    """
+    """`full` trains every parameter and holds no adapter; an adapter method trains the adapter and nothing else."""
     trainable, total = count(model)
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapter, numbers = [n for n in trained if "lora_" in n], f"{trainable:,} of {total:,} parameters"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapter = {name for name, _ in model.named_parameters() if "lora_" in name}
+    numbers = f"{trainable:,} of {total:,} parameters"
     if settings.method == "full":
-        frozen = [name for name in trained if not trained[name]]
         if adapter:
             raise GuardError(
                 f"full trains everything: {numbers} are trainable and {len(adapter)} adapter tensors are attached: this "
                 "model was wrapped for LoRA before, and training it now would be LoRA under the name full"
             )
-        if frozen or trainable != total:
-            raise GuardError(
-                f"full trains everything: only {numbers} are trainable; frozen is {min(frozen, default='')}"
-            )
+        if trainable != total:
+            raise GuardError(f"full trains everything: only {numbers} are trainable")
         return [Guard("full trains everything", f"{numbers}, no adapter")]
-    stray = [name for name in trained if trained[name] and name not in adapter]
-    number = sum(trained.values())
-    if not adapter or stray or number != len(adapter):
+    if not adapter or trained != adapter:
         raise GuardError(
-            f"only the adapter is trained: {number} tensors are trainable for {len(adapter)} adapter tensors; outside the "
-            f"adapter: {', '.join(stray[:3]) or 'none'}"
+            f"only the adapter is trained: {len(trained)} tensors are trainable for {len(adapter)} adapter tensors; outside "
+            f"the adapter: {', '.join(sorted(trained - adapter)[:3]) or 'none'}"
         )
-    share = f"{numbers} ({100 * trainable / total:.3f} %), in {number} adapter tensors"
+    share = f"{numbers} ({100 * trainable / total:.3f} %), in {len(adapter)} adapter tensors"
     guards = [Guard("only the adapter is trained", share)]
     if settings.method != "dora":  # which trains a magnitude for each output beside A and B
         formula = lora_parameters(Shape.of(model.config), settings.rank, settings.targets)
@@ -90,11 +73,7 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
 
 
 def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
-    """The weights to start from are those of the base as loaded from its files.
-
-    Raises:
-        GuardError: names the first tensor that differs, as after a run that changed the base in place.
-    """
+    """The weights to start from are those of the base as loaded from its files, which a run before may have changed."""
     expected = dict(reference.named_parameters())
     for name, value in model.named_parameters():
         if "lora_" in name:
@@ -110,14 +89,10 @@ def is_fresh(model: nn.Module, reference: nn.Module) -> Guard:
 
 
 def digest(model: nn.Module, trainable: bool) -> tuple[str, int]:
-    """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were.
-
-    They are the sha256 of a list of names, each with the sha256 of its bytes.
-    """
-    chosen = [(name, value) for name, value in sorted(model.named_parameters()) if value.requires_grad == trainable]
+    """Sixteen hexadecimal digits over all trainable or all frozen parameters, and how many tensors that were."""
+    chosen = {name: value for name, value in sorted(model.named_parameters()) if value.requires_grad == trainable}
     with ThreadPoolExecutor(8) as threads:  # hashing lets other threads run
-        hashes = threads.map(_sha256, [value for _, value in chosen])
-        lines = [f"{name} {digits}" for (name, _), digits in zip(chosen, hashes, strict=True)]
+        lines = [f"{name} {digits}" for name, digits in zip(chosen, threads.map(_sha256, chosen.values()), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16], len(lines)
 
 
@@ -126,41 +101,39 @@ def _sha256(value: torch.Tensor) -> str:
     return hashlib.sha256(flat.view(torch.uint8).cpu().numpy()).hexdigest()
 
 
+def sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Up to about ``SAMPLE`` elements of a tensor, or of the part of it that this process holds, evenly spaced."""
+    flat = local(tensor.detach()).flatten()
+    return flat[:: max(1, flat.numel() // SAMPLE)]
+
+
 class WeightWatch:
     """Remembers the weights before training and proves afterwards what stayed the same and what changed."""
 
     def __init__(self, model: nn.Module):
         self.frozen = digest(model, trainable=False)
-        self.before = {n: self._sample(p) for n, p in model.named_parameters() if p.requires_grad}
+        self.before = {n: sample(p).clone().cpu() for n, p in model.named_parameters() if p.requires_grad}
 
     def forget(self, names: list[str]) -> None:
         """Expect no change of some trained weights: those that get no gradient."""
         self.before = {name: value for name, value in self.before.items() if name not in names}
-
-    @staticmethod
-    def _sample(value: torch.Tensor) -> torch.Tensor:
-        flat = local(value.detach()).flatten()
-        return flat[:: max(1, flat.numel() // SAMPLE)].clone().cpu()
 
     def changed(self, weights: dict[str, torch.Tensor]) -> tuple[float, list[str]]:
         """The share of sampled elements of these weights that differ now, and the names of tensors without any change."""
         changed, seen, unchanged = 0, 0, []
         for name, value in weights.items():
             if name in self.before:
-                differ = int((self._sample(value) != self.before[name]).sum())
+                differ = int((sample(value).cpu() != self.before[name]).sum())
                 changed, seen = changed + differ, seen + len(self.before[name])
                 unchanged += [name] * (not differ)
         return changed / max(seen, 1), unchanged
 
     def check(self, model: nn.Module, changed: list[tuple[float, list[str]]] | None = None, updates=2) -> list[Guard]:
-        """The guards on what changed.
+        """Every trained tensor changed, and no frozen one.
 
         Args:
             changed: what :meth:`changed` gave, in each process; by default that of the model in this one.
             updates: steps at a rate above 0. In the first one LoRA's A has no gradient, because B is nought.
-
-        Raises:
-            GuardError: if a frozen weight changed or a trained tensor did not.
         """
         changed = changed or [self.changed(dict(model.named_parameters()))]
         share = sum(share for share, _ in changed) / len(changed)
@@ -184,11 +157,7 @@ class WeightWatch:
 
 def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
     """No BOS but at the start of a turn, each answer supervised up to the token that ends its turn, no token beyond the
-    vocabulary, no test question in training.
-
-    Raises:
-        GuardError: names the first row at fault.
-    """
+    vocabulary, no test question in training."""
     rows: list[Example] = data.rows
     bos, ends = tokenizer.bos_token_id, end_tokens(tokenizer)
     names = " or ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
@@ -229,9 +198,7 @@ def tokens_are_sound(data: Data, tokenizer, vocabulary: int) -> list[Guard]:
 def batch_is_supervised(batch: dict, rows: list[Example], tokenizer) -> Guard:
     """A batch as the collator made it of some rows: their labels and no others, the ends of their answers among them.
 
-    Raises:
-        GuardError: if padding is supervised, or an end token is not, as with a collator that ignores the padding token
-            where that is the end token.
+    A collator that ignores the padding token fails where that is the end token.
     """
     labels = batch["labels"][batch["labels"] != IGNORED].tolist()
     expected = sorted(label for row in rows for label in row.labels if label != IGNORED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 
 from helpers.sources.templates import end_tokens, render
 
@@ -20,11 +20,8 @@ def generate(
 ) -> list[str]:
     """Greedy answers to a batch of conversations, each ending with a user message.
 
-    Prompts are padded on the left, so that every answer starts right after its question. On a GPU, the step that makes one
-    token is captured once and replayed, where the model allows that.
-
-    Args:
-        tools: what the model may call, a list or None for each conversation.
+    Prompts are padded on the left, so that every answer starts right after its question. ``tools`` holds, for each
+    conversation, what the model may call in it.
     """
     if not conversations:
         return []
@@ -54,10 +51,7 @@ def _greedy(model, tokenizer, max_new_tokens: int) -> dict:
 
 
 def _replay(model, input_ids, attention_mask, max_new_tokens, pad_token_id, eos_token_id, **_) -> torch.Tensor | None:
-    """What ``model.generate`` returns, with the step for one token captured in a CUDA graph; None if that is not possible.
-
-    A small batch is bound by the launches of some thousand kernels for each token; a graph launches them as one.
-    """
+    """What ``model.generate`` returns, from one captured step: a graph launches some thousand kernels at once; or None."""
     rows, length = input_ids.shape
     cache = StaticCache(config=model.config, max_cache_len=length + max_new_tokens)
     if any(type(layer) is not StaticLayer for layer in cache.layers) or model.config._attn_implementation != "sdpa":
@@ -86,9 +80,7 @@ def _replay(model, input_ids, attention_mask, max_new_tokens, pad_token_id, eos_
         if max_new_tokens > 1:
             advance()  # once without a graph, so that nothing is set up while it is captured
         replay = _captured(advance)
-    except (
-        Exception
-    ):  # a step that waits for the GPU, or a forward pass of another form: generate decides what is wrong
+    except Exception:  # a step that waits for the GPU, or another form of forward pass: generate says what is wrong
         return None
     for made in range(2, max_new_tokens):
         if made % ASK_EVERY == 0 and ended.all():
@@ -110,22 +102,19 @@ def stream(model, tokenizer, conversation: list[dict], max_new_tokens: int = 64)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     text = render(tokenizer, conversation, answer_next=True)
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
-    failures: list[BaseException] = []
 
     def work() -> None:
         try:
             with torch.inference_mode():
                 model.generate(**inputs, streamer=streamer, **_greedy(model, tokenizer, max_new_tokens))
-        except BaseException as error:
-            failures.append(error)
+        finally:
             streamer.end()
 
-    thread = Thread(target=work, daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(1)
+    answer = pool.submit(work)
+    pool.shutdown(wait=False)
     yield from streamer
-    thread.join()
-    if failures:
-        raise failures[0]
+    answer.result()
 
 
 def logits(model, ids: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,7 @@
 """Predicted memory of a training run, by part: weights, gradients, optimizer states, activations.
 
-Parameters are counted exactly for any model; the activations are those of a Llama-type decoder run layer by layer in
-PyTorch, and an estimate for other families. Sources: the parameter shapes of
-arXiv:2307.09288, LoRA of arXiv:2106.09685, the saved tensors of transformers' Llama modules, AdamW's two moments of
-arXiv:1711.05101, NF4 of arXiv:2305.14314 (4 bits plus 0.127 bits of block scales with double quantisation).
+Parameters are counted exactly for any model; the activations are the tensors that transformers' Llama modules save, and
+an estimate for other families. Libraries, freed blocks that an allocator keeps, and evaluation are not in it.
 """
 
 from __future__ import annotations
@@ -12,12 +10,11 @@ import contextlib
 import ctypes
 import gc
 import math
-import sys
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 GB = 1e9  # decimal, as in parameters times bytes
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # with the block scales of double quantisation, arXiv:2305.14314
 LOGITS_CHUNK = 2**27  # bytes of fp32 logits that helpers.engine.loss holds at a time
 UPDATED_AT_A_TIME = 2**27  # elements that helpers.optimizer updates at a time
 
@@ -50,11 +47,7 @@ class Shape:
 
     @classmethod
     def of(cls, config) -> Shape:
-        """Of any causal language model, counted on a model without memory that transformers builds from its configuration.
-
-        Raises:
-            ValueError: if transformers has no causal language model for this configuration.
-        """
+        """Of any causal language model, counted on a model without memory. A ValueError says that transformers has none."""
         import torch  # predictions work without it
         from transformers import AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
@@ -112,11 +105,7 @@ SHAPES = {
 
 
 def target_names(shape: Shape, targets: str) -> list[str]:
-    """The linear layers that ``targets`` names: "all-linear" or names joined by commas.
-
-    Raises:
-        ValueError: for a name that the model does not have.
-    """
+    """The linear layers that ``targets`` names, "all-linear" or names joined by commas; a ValueError lists those there are."""
     if targets == "all-linear":
         return list(shape.linears)
     names = [name.strip() for name in targets.split(",") if name.strip()] or [targets]
@@ -152,7 +141,7 @@ class Prediction:
         return int(stays + max(self.gathered + self.activations + self.logits, self.gradients + self.update))
 
     def to_dict(self) -> dict[str, int]:
-        return {f.name: int(getattr(self, f.name)) for f in fields(self)} | {"total": self.total}
+        return {name: int(size) for name, size in vars(self).items()} | {"total": self.total}
 
 
 def predict(
@@ -177,7 +166,6 @@ def predict(
     All bytes are those of one device.
 
     Args:
-        shape: the model's sizes.
         method: one of ``helpers.settings.METHODS``.
         batch, length: rows on the device at a time and tokens in the longest, padding included.
         rank, targets, dropout: of the adapter; ignored by ``full``.
@@ -188,12 +176,9 @@ def predict(
         shards: devices that weights, gradients and optimizer states are spread over; ``full`` only.
         loss: "fast" holds the logits of a chunk of rows, "stock" those of all, four times over.
     """
-    size = 2 if precision == "bf16" else 4
-    full = method == "full"
+    size, full, tokens = 2 if precision == "bf16" else 4, method == "full", batch * length
     trained = shape.parameters if full else lora_parameters(shape, rank, targets)
-    dense = shape.parameters - (shape.block_weights if method == "qlora" else 0)
-    weights = size * dense + (NF4_BYTES * shape.block_weights if method == "qlora" else 0)
-    tokens = batch * length
+    weights = size * shape.parameters + (method == "qlora") * (NF4_BYTES - size) * shape.block_weights
     block = tokens * _saved_per_token(shape, method, rank, targets, size, dropout, fused)
     if attention == "eager":  # the softmax in fp32, and its copy in the arithmetic's precision
         block += batch * shape.heads * length**2 * (4 + (size if size == 2 else 0))
@@ -217,9 +202,7 @@ def predict(
     )
 
 
-def _saved_per_token(
-    shape: Shape, method: str, rank: int, targets: str, size: int, dropout: float, fused: bool
-) -> float:
+def _saved_per_token(shape: Shape, method: str, rank: int, targets: str, size: int, dropout: float, fused: bool):
     """Bytes that one block keeps for the backward pass, for each token."""
     h, i = shape.hidden, shape.intermediate
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -253,8 +236,6 @@ def free_memory() -> None:
     import torch  # predictions work without it
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":  # glibc keeps freed blocks, and more so with the settings of the Makefile
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks, more so as the Makefile sets it
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -12,32 +12,23 @@ from helpers.device import World
 from helpers.memory import Shape, target_names
 from helpers.records import FILE_NAME, read_json
 from helpers.settings import Settings, shown
-from helpers.sources import (
-    LLAMA2_TEMPLATE,
-    Base,
-    ModelError,
-    check_adapter,
-    check_files,
-    check_loaded,
-    check_replaceable,
-    quiet,
-    reading,
-    resolve,
-    write_manifest,
-)
+from helpers.sources import Base, ModelError, check_adapter, check_files, check_loaded, check_replaceable, resolve
+from helpers.sources.manifest import quiet, reading, write_manifest
+from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}  # "auto": as in the files
+MADE_BY = {"full": "03_full_train", "qlora": "06_qlora"}  # all other methods: 02_lora_train
 
 
 def load_tokenizer(base: Base):
     """The tokenizer of a base model, with a padding token and a chat template (Llama 2's for Llama 2 without one).
 
-    Raises:
-        ModelError: if its files cannot be read, or the model has no chat template.
+    A ModelError says that its files cannot be read, or that the model has no chat template.
     """
     with reading(base.folder):
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
@@ -50,16 +41,10 @@ def load_tokenizer(base: Base):
     return tokenizer
 
 
-def read_model(folder: Path, **options):
-    """A causal language model as its files say: every file compared with its hash, every weight found in them.
-
-    Args:
-        options: for ``from_pretrained``.
-
-    Raises:
-        ModelError: for files that are damaged or lack a weight, which transformers would fill with random numbers.
-    """
+def read_model(folder: Path, precision: str = "auto", attention: str = "eager", **options):
+    """A causal language model as its files say: every file compared with its hash, every weight found in them."""
     check_files(folder)
+    options |= {"dtype": DTYPES[precision], "attn_implementation": attention}
     with quiet(), reading(folder):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
@@ -83,29 +68,28 @@ def load_base(
     """The untouched base model, read anew from its files, never a model that something else may have changed.
 
     Args:
-        precision: of the arithmetic and of the weights.
+        precision: "bf16" or "fp32", of the arithmetic and of the weights.
         device: "cpu" or "cuda:0".
         four_bit: quantise the linear layers to NF4 while loading, as QLoRA does.
-        world: shard the model: each of these processes reads its own part of every weight (FSDP2). A block's weights
-            are gathered when it is their turn and dropped after it; gradients are added up in fp32.
+        world: shard the model: each of these processes reads its own part of every weight (FSDP2).
 
     Raises:
         ModelError: for a damaged folder, or a tokenizer that knows more tokens than the model.
     """
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     options: dict = {"device_map": device}
     if world:
         from transformers.distributed import DistributedConfig
 
-        sharding = DistributedConfig(fsdp_size=world.size, fsdp_mixed_precision=precision == "bf16")
-        options = {"distributed_config": sharding}
+        parts = {"fsdp_size": world.size, "fsdp_mixed_precision": precision == "bf16"}  # gradients add up in fp32
+        options = {"distributed_config": DistributedConfig(**parts)}
     if four_bit:
         from transformers import BitsAndBytesConfig
 
+        dtype = DTYPES[precision]
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = read_model(base.folder, dtype=dtype, attn_implementation=attention, **options)
+    model = read_model(base.folder, precision, attention, **options)
     for layer in model.modules() if device == "cpu" else ():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' path for inference on a CPU rewrites the 4-bit
             layer.support_avx512bf16_for_cpu = False  # weights in place, without the double quantisation
@@ -116,14 +100,9 @@ def load_base(
 
 
 def adapter_config(settings: Settings, shape: Shape | None = None) -> LoraConfig:
-    """The PEFT configuration of a method; dora and rslora are switches of LoRA.
-
-    Args:
-        shape: of the base model, whose layers are then named one by one. PEFT would extend "all-linear" to the router
-            and the experts of a mixture, at ranks of its own.
-    """
+    """The PEFT configuration of a method; dora and rslora are switches of LoRA."""
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
-    if shape:
+    if shape:  # one by one: PEFT would extend "all-linear" to the router and the experts of a mixture
         targets = target_names(shape, settings.targets)
     return LoraConfig(
         r=settings.rank,
@@ -137,14 +116,8 @@ def adapter_config(settings: Settings, shape: Shape | None = None) -> LoraConfig
 
 
 def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | None = None):
-    """The model with the adapter of its method, if it has one; what is trained is in the precision of the arithmetic.
-
-    The optimizer keeps the fp32 masters. A model that already carries an adapter keeps it.
-
-    Raises:
-        ModelError: if PEFT cannot adapt the layers that the settings name, or would adapt others.
-    """
-    if settings.adapter and not isinstance(model, PeftModel):
+    """The model with the adapter of its method, unless it carries one; what is trained is in the arithmetic's precision."""
+    if settings.method != "full" and not isinstance(model, PeftModel):
         config = adapter or adapter_config(settings, Shape.of(model.config))
         try:
             model = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -180,13 +153,11 @@ def load_adapter(model, base: Base, folder: Path, name: str = "default", trainab
         ModelError: if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
     tensors = check_adapter(folder)
-    if (folder / BASE_FILE).is_file():
-        expected = base_of(folder)
-        if expected["fingerprint"] != base.fingerprint:
-            raise ModelError(
-                f"the adapter in {shown(folder)} was trained on {expected['model']} (weights {expected['fingerprint']}), "
-                f"not on {base.name} as it is here: on another base it would load and answer nonsense"
-            )
+    if (folder / BASE_FILE).is_file() and (found := base_of(folder))["fingerprint"] != base.fingerprint:
+        raise ModelError(
+            f"the adapter in {shown(folder)} was trained on {found['model']} (weights {found['fingerprint']}), not on "
+            f"{base.name} as it is here: on another base it would load and answer nonsense"
+        )
     dtype = model.get_input_embeddings().weight.dtype
     with quiet(), reading(folder):
         if isinstance(model, PeftModel):
@@ -195,52 +166,36 @@ def load_adapter(model, base: Base, folder: Path, name: str = "default", trainab
         else:
             model = PeftModel.from_pretrained(model, folder, name, trainable, autocast_adapter_dtype=trainable)
         check_loaded(model, name, tensors, folder)
-    for parameter, weight in model.named_parameters():
-        if (
-            "lora_" in parameter and not trainable
-        ):  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+    if not trainable:  # on 4-bit weights they would be fp32, and not as they were trained and evaluated
+        for weight in (p for name, p in model.named_parameters() if "lora_" in name):
             weight.data = weight.data.to(dtype)
     return model
 
 
 def base_of(folder: Path) -> dict:
-    """Which base an adapter was trained on: model, revision and fingerprint.
-
-    Raises:
-        ModelError: if the file is damaged.
-    """
+    """Which base an adapter was trained on: model, revision and fingerprint."""
     return read_json(folder / BASE_FILE, ModelError, {"model": str, "fingerprint": str})
 
 
-def finished_folder(settings: Settings, method: str, notebook: str) -> Path:
-    """The folder of a finished run of this profile and seed.
-
-    Raises:
-        ModelError: names the notebook that makes it.
-    """
-    folder = settings.change(method=method).folder
-    if not (folder / FILE_NAME).is_file():
+def finished_folder(settings: Settings) -> Path:
+    """The folder of a finished run of this profile, method and seed; a ModelError names the notebook that makes it."""
+    if not (settings.folder / FILE_NAME).is_file():
+        notebook = MADE_BY.get(settings.method, "02_lora_train")
         raise ModelError(
-            f"there is no finished {method} run in {shown(folder)}: run {notebook} with these parameters first, or continue "
-            f'with a shipped one: from helpers.workshop import catch_up; catch_up("{notebook}", settings)'
+            f"there is no finished {settings.method} run in {shown(settings.folder)}: run {notebook} with these parameters "
+            "first, or continue with a shipped one: from helpers.workshop import catch_up; "
+            f'catch_up("{notebook}", settings)'
         )
-    return folder
+    return settings.folder
 
 
 def load_trained(settings: Settings, precision: str = "bf16", attention: str = "eager", device: str = "cpu"):
-    """The result of a run: a fully tuned model, or an adapter on a freshly loaded base, by ``settings.method``.
-
-    Raises:
-        ModelError: if the run has not finished.
-    """
+    """The result of a finished run: a fully tuned model, or an adapter on a freshly loaded base, by ``settings.method``."""
+    folder = finished_folder(settings)
     if settings.method == "full":
-        folder = finished_folder(settings, "full", "03_full_train")
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        return read_model(folder / "model", dtype=dtype, attn_implementation=attention, device_map=device)
-    four_bit = settings.method == "qlora"
-    folder = finished_folder(settings, settings.method, "06_qlora" if four_bit else "02_lora_train")
+        return read_model(folder / "model", precision, attention, device_map=device)
     base = resolve(settings)
-    model = load_base(base, precision, attention, device, four_bit)
+    model = load_base(base, precision, attention, device, four_bit=settings.method == "qlora")
     return load_adapter(model, base, folder / "adapter")
 
 
@@ -256,19 +211,18 @@ def save_model(model, tokenizer, folder: Path, shard_size: str = "5GB") -> None:
 def load_saved(folder: Path, attention: str = "eager", device: str = "cpu"):
     """A saved model and its tokenizer, as any user would load them, in the precision they were saved in.
 
-    Raises:
-        ModelError: if the folder holds no model, or a damaged one.
+    A ModelError says that the folder holds no model, or a damaged one.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no saved model in {shown(folder)}")
-    model = read_model(folder, dtype="auto", attn_implementation=attention, device_map=device)
+    model = read_model(folder, "auto", attention, device_map=device)
     with reading(folder):
         return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def on_dequantised(settings: Settings, device: str = "cpu"):
     """A QLoRA adapter on the numbers that its 4-bit base stands for, held in fp32."""
-    folder, base = finished_folder(settings, settings.method, "06_qlora"), resolve(settings)
+    folder, base = finished_folder(settings), resolve(settings)
     with quiet():
         model = load_base(base, "fp32", "eager", device, four_bit=True).dequantize()
     return load_adapter(model, base, folder / "adapter")
@@ -283,9 +237,10 @@ def merge(settings: Settings, folder: Path, device: str = "cpu") -> None:
         ModelError: if the run has not finished, or the folder holds something that this project did not write.
     """
     check_replaceable(folder)
-    qlora = settings.method == "qlora"
-    model = on_dequantised(settings, device) if qlora else load_trained(settings, "fp32", "eager", device)
-    merged = model.merge_and_unload()
+    if settings.method == "qlora":
+        merged = on_dequantised(settings, device).merge_and_unload()
+    else:
+        merged = load_trained(settings, "fp32", "eager", device).merge_and_unload()
     for weight in merged.parameters():  # not model.to(): that would round the rotary frequencies too
         weight.data = weight.data.to(torch.bfloat16)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -293,9 +248,3 @@ def merge(settings: Settings, folder: Path, device: str = "cpu") -> None:
         save_model(merged, load_tokenizer(resolve(settings)), Path(temporary) / "merged")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(Path(temporary) / "merged", folder)
-
-
-def folder_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file below a folder, by its path inside, largest first."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))

@@ -1,14 +1,12 @@
 """Run records: what a run was given, what it did and what came out, as one JSON file. Standard library only.
 
-A record is written last and in one step (a temporary file, then a rename), so that the existence of
-``record.json`` means that the run finished. What is unknown is None, never a guess.
+A record is written last and in one step, so where it exists the run finished. What is unknown is None, never a guess.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import platform
 import re
 import shutil
@@ -49,8 +47,7 @@ _HOLDS = {
         "loss": _NUMBER, "fingerprint": str, "exact_match": [int], "harder": [int], "families": [str],
         "prose": {"loss": _NUMBER}, "general": {"loss": _NUMBER}, "unrelated": {"loss": _NUMBER},
     },
-    "settings": {"learning_rate": _NUMBER, "rank": int},
-    "steps": [{"step": int, "loss": _NUMBER}],
+    "settings": {"learning_rate": _NUMBER, "rank": int}, "steps": [{"step": int, "loss": _NUMBER}], "guards": [dict], "update": [dict],
 }  # fmt: skip
 
 
@@ -84,10 +81,14 @@ class RunRecord:
 
     def lacking(self) -> str | None:
         """A place inside of a finished record that is empty or was edited, such as "training.trainable"; None without any."""
-        parts = {name: _HOLDS[name] for name in _HOLDS if self.method != "base" or name not in ("training", "memory")}
-        return next(
-            filter(None, (misfit(getattr(self, n), inside, n, whole=True) for n, inside in parts.items())), None
-        )
+        parts = [name for name in _HOLDS if self.method != "base" or name not in ("training", "memory")]
+        return next(filter(None, (misfit(getattr(self, n), _HOLDS[n], n, whole=True) for n in parts)), None)
+
+    def describe_input(self, base, plan, data) -> None:
+        """Fill in the base model, the device with the decisions on its use, and the data."""
+        self.device, self.decisions, self.data = vars(plan.device), plan.decisions, data.summary()
+        self.model = {"source": base.name, "revision": base.revision, "parameters": base.shape.parameters}
+        self.model["fingerprint"] = base.fingerprint
 
     def save(self, folder: Path) -> Path:
         """Write ``record.json`` into the folder in one step, marked finished, and return its path.
@@ -99,7 +100,8 @@ class RunRecord:
         """
         self.status, self.finished = "ok", self.finished or now()
         path = Path(folder) / FILE_NAME
-        write_atomically(path, json.dumps(_finite(asdict(self)), indent=1))
+        known = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)  # NaN and infinity are no JSON
+        write_atomically(path, json.dumps(known, indent=1))
         for checkpoint in Path(folder, CHECKPOINTS).glob("checkpoint-*"):
             if re.fullmatch(CHECKPOINT, checkpoint.name):
                 shutil.rmtree(checkpoint, ignore_errors=True)
@@ -108,24 +110,8 @@ class RunRecord:
         return path
 
 
-def _finite(value):
-    """JSON has no NaN: a value that is not finite becomes None."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def load(path: Path) -> RunRecord:
-    """Read and validate one record.
-
-    Args:
-        path: the file, or the folder of a run.
-
-    Raises:
-        RecordError: names the file and what is wrong with it.
-    """
+    """Read and validate one record: its file, or the folder of the run. A RecordError says what is wrong with it."""
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
 
     def error(sentence: str) -> RecordError:
@@ -140,13 +126,7 @@ def load(path: Path) -> RunRecord:
         raise RecordError(f"there is no finished run in {path.parent.name}: {path.name} is not there") from None
     if unknown := sorted(raw.keys() - RunRecord.__dataclass_fields__.keys()):
         raise error(f"{path} has unknown {', '.join(unknown)}")
-    for name, values, kind in (
-        *((name, raw[name], dict) for name in ("guards", "steps", "update")),
-        ("files", raw["files"].values(), int),
-    ):
-        if not all(isinstance(value, kind) for value in values):
-            raise error(f"{path}: {name} should hold values of type {kind.__name__} only")
-    for name, inside in _HOLDS.items():
+    for name, inside in (_HOLDS | {"files": dict.fromkeys(raw["files"], int)}).items():
         if place := misfit(raw[name], inside, name, whole=False):
             raise error(f"{path} is damaged: {place} is of another type")
     if raw["status"] != "ok":
@@ -154,23 +134,22 @@ def load(path: Path) -> RunRecord:
     return RunRecord(**raw)
 
 
+def folder_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below a folder, by its path inside, largest first."""
+    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
 def lost_files(record: RunRecord, folder: Path) -> list[str]:
     """The files that a record lists and that are not in its folder with their size; documentation may be left out."""
-    lost = []
-    for name, size in record.files.items():
-        try:
-            intact = (Path(folder) / name).stat().st_size == size
-        except (OSError, ValueError):
-            intact = False
-        lost += [name] * (not intact and not name.endswith((".md", FILE_NAME)))
-    return lost
+    there = folder_sizes(folder)
+    return [n for n, size in record.files.items() if there.get(n) != size and not n.endswith((".md", FILE_NAME))]
 
 
 def load_series(folder: Path, after_sft: bool = False) -> list[RunRecord]:
     """Every finished run under a folder such as ``runs/small``, ordered by method and seed.
 
-    Args:
-        after_sft: whether to include the runs of 11_after_sft, whose training loss is another quantity.
+    Those of 11_after_sft, whose training loss is another quantity, are left out unless ``after_sft`` is set.
     """
     runs = [load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")]
     return _ordered([run for run in runs if after_sft or run.method not in AFTER_SFT])

@@ -1,7 +1,4 @@
-"""Settings of a run and the profiles they come from: the only place where configuration lives.
-
-Never imports torch, so that reading records and comparing runs works on any machine.
-"""
+"""Settings of a run and the profiles they come from: the only place where configuration lives. Never imports torch."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 AFTER_SFT = ("dpo", "grpo")  # they continue a LoRA adapter, in 11_after_sft
 METHODS = ("full", "lora", "qlora", "dora", "rslora", *AFTER_SFT)
-ALL_LINEAR = "all-linear"
 IGNORED = -100  # the label of a token that takes no part in the loss, as torch's cross_entropy has it
 
 
@@ -73,11 +69,6 @@ class Settings:
     save_steps: int = 0  # optimizer steps between checkpoints to resume from; 0 keeps none
     runs_dir: str = "runs"
     report_to: str = "none"  # "tensorboard" also writes events for `tensorboard --logdir runs/<profile>/tensorboard`
-
-    @property
-    def adapter(self) -> bool:
-        """Whether the method trains an adapter on a frozen base."""
-        return self.method != "full"
 
     @property
     def folder(self) -> Path:
@@ -143,12 +134,11 @@ def shown(path: Path) -> str:
 
 
 _TYPES = {f.name: f.type for f in fields(Settings)}
-_AT_LEAST_ONE = (
-    "train_rows test_rows max_length rank alpha max_steps batch_size batch_tokens accumulation max_new_tokens"
-)
-_AT_LEAST_ONE = {*_AT_LEAST_ONE.split(), "eval_batch_size", "devices"}
+_FROM_ZERO = "seed validation_rows harder_rows dropout warmup_steps weight_decay max_grad_norm save_steps"
+_LEAST = dict.fromkeys(_FROM_ZERO.split(), 0) | {"learning_rate": 1e-7, "temperature": 1e-3}  # of others: 1
 _AT_MOST = 10_000_000  # of any number not named here: a slip of the keyboard, not a run
 _MOST = {"seed": 2**32 - 1, "max_steps": 1_000_000, "alpha": 100_000, "max_new_tokens": 100_000, "weight_decay": 1}
+_MOST |= {"dropout": 0.999, "learning_rate": 0.999}
 _CHOICES = {
     "method": METHODS,
     "precision": ("bf16", "fp32"),
@@ -167,11 +157,7 @@ def nearest(name: str, known) -> str:
 
 
 def checked(name: str, value):
-    """The value of one setting, of the right type and in range.
-
-    Raises:
-        SettingsError: names the setting, what was given and what is expected.
-    """
+    """The value of one setting, of the right type and in range; a SettingsError says what was given and what is expected."""
     if name not in _TYPES:
         raise SettingsError(f"there is no setting {name!r}; {nearest(name, _TYPES)}")
     expected = _TYPES[name].split(" | ")[0]
@@ -182,31 +168,18 @@ def checked(name: str, value):
     if name in _CHOICES and value not in _CHOICES[name]:
         raise SettingsError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
     if expected in ("int", "float"):
-        _check_range(name, value)
+        least, most = _LEAST.get(name, 1), _MOST.get(name, _AT_MOST)
+        if not least <= value <= most:
+            raise SettingsError(f"{name} must lie between {least} and {most:,}, not at {value!r}")
+        if name == "max_grad_norm" and 0 < value < 1e-3:
+            raise SettingsError(f"max_grad_norm must be 0, which clips nothing, or at least 0.001, not {value!r}")
     if expected == "str" and not value.strip():
         raise SettingsError(f"{name} must not be empty")
     return value
 
 
-def _check_range(name: str, value: float) -> None:
-    least, most = 1 if name in _AT_LEAST_ONE else 0, _MOST.get(name, _AT_MOST)
-    if not value >= least:
-        raise SettingsError(f"{name} must be {'at least 1' if least else 'zero or more'}, not {value!r}")
-    if value > most:
-        raise SettingsError(f"{name} must be at most {most:,}, not {value!r}")
-    if name == "max_grad_norm" and 0 < value < 1e-3:
-        raise SettingsError(f"max_grad_norm must be 0, which clips nothing, or at least 0.001, not {value!r}")
-    if name == "temperature" and value == 0:
-        raise SettingsError("temperature must be above 0: GRPO learns from answers that differ")
-    if name == "dropout" and value >= 1:
-        raise SettingsError(f"dropout is a probability below 1, not {value!r}")
-    if name == "learning_rate" and not 1e-7 <= value < 1:  # fp32 has no number closer to 1 than that
-        raise SettingsError(f"learning_rate must lie between 1e-7 and 1, not {value!r}: smaller steps are rounded away")
-
-
 def _read_profiles() -> tuple[dict[str, dict], dict[str, str]]:
-    with open(Path(__file__).with_name("profiles.toml"), "rb") as file:
-        tables = tomllib.load(file)
+    tables = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8"))
     common, pins = tables.pop("common"), tables.pop("pins")
     profiles: dict[str, dict] = {}
     for name, values in tables.items():
@@ -231,10 +204,8 @@ def settings_for(profile: str, method: str = "lora", **changes) -> Settings:
     """
     if profile not in PROFILES:
         raise SettingsError(f"there is no profile {profile!r}; {nearest(str(profile), PROFILES)}")
-    if method not in METHODS:
-        raise SettingsError(f"there is no method {method!r}; {nearest(str(method), METHODS)}")
     values = dict(PROFILES[profile])
     rates = values.pop("rates")
     pins = {"revision": PINS.get(values["model"]), "data_revision": PINS.get(values["data"])}
-    rate = rates.get(method, rates["lora"])
+    rate = rates.get(checked("method", method), rates["lora"])
     return Settings(profile=profile, method=method, learning_rate=rate, **pins, **values).change(**changes)

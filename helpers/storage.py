@@ -12,15 +12,8 @@ from functools import cache
 from pathlib import Path
 
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
-_NOT_MEASURED = [
-    "evaluation",
-    "exact_match",
-    "harder",
-    "families",
-    "prose",
-    "general",
-    "unrelated",
-]  # these may be null
+# what a record may hold null for
+_NOT_MEASURED = ("evaluation", "exact_match", "harder", "families", "prose", "general", "unrelated")
 
 
 class RecordError(ValueError):
@@ -55,17 +48,16 @@ def read_json(path: Path, error: Callable[[str], Exception], keys: dict[str, typ
     Args:
         path: the file.
         error: the caller's own exception, or a function that makes one from a sentence about the file.
-        keys: names that must be there, with the type of each value; ``float`` also accepts whole numbers.
+        keys: names that must be there, with the type of each value.
 
     Raises:
         FileNotFoundError: if there is no file.
         Exception: the one that ``error`` makes, for a file that cannot be read or has another shape.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise error(f"{path} cannot be read: it is not a regular file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise error(f"{path} cannot be read: it is larger than {MAX_JSON_BYTES // 1_000_000} MB")
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_JSON_BYTES:  # reading a pipe would wait for ever
+            raise error(f"{path} cannot be read: it is not a regular file of at most {MAX_JSON_BYTES // 1_000_000} MB")
         content = path.read_bytes()
     except FileNotFoundError:
         raise
@@ -89,31 +81,23 @@ def parse_json(content: bytes | str, name: str, error: Callable[[str], Exception
     for key, kind in (keys or {}).items():
         if key not in value:
             raise error(f"{name} lacks {key}")
-        fits = isinstance(value[key], (int, float) if kind is float else kind)
-        if not fits or (isinstance(value[key], bool) and kind in (int, float)):
+        if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is int):
             wanted = getattr(kind, "__name__", str(kind))
             raise error(f"{name}: {key} should be of type {wanted}, not {type(value[key]).__name__}")
     return value
 
 
-def _check_values(value: object) -> None:
+def _check_values(value: object, depth: int = 0) -> None:
     """Refuse deep nesting, numbers that nothing here can have, and halves of characters, which cannot be printed."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        following: list = []
-        for item in level:
-            if isinstance(item, dict):
-                following += [*item, *item.values()]
-            elif isinstance(item, list):
-                following += item
-            elif isinstance(item, str):
-                item.encode()
-            elif item is not None and not (abs(item) < 2**64 if isinstance(item, int) else math.isfinite(item)):
-                raise ValueError("a number in it is too large, or is not a number")
-        if not following:
-            return
-        level = following
-    raise RecursionError
+    if depth > MAX_JSON_DEPTH:
+        raise RecursionError
+    if isinstance(value, dict | list):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_values(item, depth + 1)
+    elif isinstance(value, str):
+        value.encode()
+    elif value is not None and not (abs(value) < 2**64 if isinstance(value, int) else math.isfinite(value)):
+        raise ValueError("a number in it is too large, or is not a number")
 
 
 def misfit(value: object, wanted: object, place: str, whole: bool) -> str | None:

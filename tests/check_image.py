@@ -153,7 +153,7 @@ def check_browser(port: int, token: str, picture: Path) -> None:
     """Run 00 in JupyterLab as a reader does, save it, and read the saved file. Profile tiny needs no download."""
     from playwright.sync_api import sync_playwright
 
-    inside("python3", "-m", "helpers.workshop.lab", "--profile=tiny")
+    inside("python3", "-m", "helpers.workshop", "lab", "--profile=tiny")
     name = "notebooks/00_setup_check.ipynb"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)

@@ -67,7 +67,7 @@ def plain_losses(settings: Settings, data) -> list[float]:
             resolve(settings).folder, dtype=torch.float32, attn_implementation="eager"
         )
     set_seed(settings.seed)
-    if settings.adapter:
+    if settings.method != "full":
         model = get_peft_model(model, adapter_config(settings, resolve(settings).shape))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)

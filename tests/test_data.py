@@ -118,7 +118,4 @@ def test_each_mark_of_a_final_answer_makes_a_set_scored(tmp_path, tokenizer, cap
     assert prepare(settings_for("tiny", data=save(tmp_path / "all.jsonl", rows)), tokenizer).scored
     rows[::2] = [row | {"answer": "Nobody knows."} for row in rows[::2]]
     assert not prepare(settings_for("tiny", data=save(tmp_path / "half.jsonl", rows)), tokenizer).scored
-    assert (
-        "of 12 test answers hold a final answer: replies are scored only where all of them do"
-        in capsys.readouterr().out
-    )
+    assert "of 12 test answers hold a final answer; replies are scored only if all do" in capsys.readouterr().out

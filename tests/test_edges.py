@@ -77,7 +77,7 @@ def test_a_run_of_very_few_steps_trains_and_proves_it(method, schedule, steps, t
     ],
 )
 def test_a_value_larger_than_model_or_data_is_refused_before_anything_is_loaded(changes, reason, data, monkeypatch):
-    monkeypatch.setattr("helpers.training.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("helpers.engine.run.load_base", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises((SettingsError, ValueError, TrainingError), match=reason):
         train(settings_for("tiny", **changes), data)
 

@@ -2,6 +2,7 @@
 
 from helpers.data import Example
 from helpers.evaluation import INSTRUCTION, answers, held_out_loss, score, token_losses
+from helpers.headless.pages import as_on_a_terminal
 from helpers.inference import generate
 from helpers.models import load_base
 from helpers.sources import resolve
@@ -60,3 +61,13 @@ def test_a_batch_answers_as_single_questions_do(runs):
     together = answers(model, runs.full.tokenizer, runs.data.test[:6], 12, 6)
     alone = [generate(model, runs.full.tokenizer, [e.prompt], 12)[0] for e in runs.data.test[:6]]
     assert together == alone
+
+
+def test_the_number_of_questions_asked_is_one_line_that_is_updated_and_goes(monkeypatch, capsys):
+    monkeypatch.setattr("helpers.evaluation.generate", lambda model, tokenizer, prompts, *_: ["a reply"] * len(prompts))
+    rows = [Example([{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "b"}]) for n in range(6)]
+    assert answers(None, None, rows, 2, 4) == ["a reply"] * 6
+    printed = capsys.readouterr().out
+    assert [part.strip() for part in printed.split("\r") if part.strip()] == [f"asked {n} of 6" for n in (0, 4, 6)]
+    assert "\n" not in printed and as_on_a_terminal(printed) == ""
+    assert answers(None, None, [], 2, 4) == [] and capsys.readouterr().out == ""

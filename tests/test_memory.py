@@ -95,7 +95,7 @@ def test_activations_equal_what_autograd_saves(method, precision):
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     model = LlamaForCausalLM(config).to(dtype)
     settings = settings_for("tiny", method)
-    if settings.adapter:
+    if settings.method != "full":
         model = get_peft_model(model, adapter_config(settings), autocast_adapter_dtype=False).to(dtype)
     ids = torch.randint(3, 512, (4, 128))
     labels = torch.full_like(ids, IGNORED)

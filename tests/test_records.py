@@ -29,8 +29,8 @@ def test_round_trip(tmp_path):
         (lambda raw: raw | {"status": "started"}, "did not finish"),
         (lambda raw: [raw], "should hold a JSON object, not list; run the notebook that wrote it again"),
         (lambda raw: {}, "lacks version; run the notebook that wrote it again"),
-        (lambda raw: raw | {"steps": [1]}, "steps should hold values of type dict only"),
-        (lambda raw: raw | {"files": {"adapter": "7"}}, "files should hold values of type int only"),
+        (lambda raw: raw | {"steps": [1]}, "damaged: steps is of another type"),
+        (lambda raw: raw | {"files": {"adapter": "7"}}, "damaged: files.adapter is of another type"),
     ],
 )
 def test_a_spoilt_record_says_what_is_wrong(tmp_path, spoil, words):
@@ -82,13 +82,13 @@ def test_what_is_no_readable_file_is_named(tmp_path, monkeypatch):
             records.read_json(path, RecordError)
     monkeypatch.setattr("helpers.storage.MAX_JSON_BYTES", 1)
     (tmp_path / "any.json").write_text("{}")
-    with pytest.raises(RecordError, match="larger than"):
+    with pytest.raises(RecordError, match="of at most"):
         records.read_json(tmp_path / "any.json", RecordError)
 
 
 def test_a_readable_json_file_is_returned(tmp_path):
     (tmp_path / "any.json").write_text('{"rate": 1, "names": ["ä"], "loss": null}')
-    value = records.read_json(tmp_path / "any.json", RecordError, {"rate": float, "names": list, "loss": float | None})
+    value = records.read_json(tmp_path / "any.json", RecordError, {"rate": int, "names": list, "loss": float | None})
     assert value == {"rate": 1, "names": ["ä"], "loss": None}
 
 

@@ -20,13 +20,13 @@ def test_every_profile_and_method_gives_valid_settings(profile, method):
     [
         ({"learning_rte": 0.1}, "did you mean 'learning_rate'"),
         ({"learning_rate": "1e-4"}, "learning_rate must be of type float, not str"),
-        ({"learning_rate": 3.0}, "between 1e-7 and 1"),
+        ({"learning_rate": 3.0}, "learning_rate must lie between 1e-07 and 0.999"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"max_steps": 0}, "max_steps must lie between 1 and 1,000,000, not at 0"),
         ({"max_steps": True}, "must be of type int, not bool"),
-        ({"batch_size": -4}, "at least 1"),
+        ({"batch_size": -4}, "between 1 and 10,000,000"),
         ({"rank": 2.5}, "must be of type int"),
-        ({"dropout": 1.0}, "below 1"),
+        ({"dropout": 1.0}, "between 0 and 0.999"),
         ({"precision": "fp16"}, "one of bf16, fp32"),
         ({"model": " "}, "must not be empty"),
     ],
@@ -36,10 +36,10 @@ def test_a_bad_change_is_refused_with_a_sentence(change, words):
         settings_for("tiny", **change)
 
 
-def test_unknown_profile_and_method_name_the_nearest():
+def test_an_unknown_profile_names_the_nearest_and_an_unknown_method_all():
     with pytest.raises(SettingsError, match="did you mean 'small'"):
         settings_for("smal")
-    with pytest.raises(SettingsError, match="did you mean 'qlora'"):
+    with pytest.raises(SettingsError, match="method must be one of full, lora, qlora"):
         settings_for("tiny", "qlor")
 
 

@@ -15,6 +15,3 @@ from helpers.comparison.findings import (
 )
 from helpers.comparison.statistics import bootstrap, over_seeds, paired, wilson
 from helpers.comparison.tables import NotComparable, accuracy, accuracy_interval, by_method, comparability, table
-from helpers.records import load_table
-
-PUBLISHED = tuple(load_table("published")["rows"])  # as printed there, with what has to be known to read them

@@ -26,18 +26,10 @@ def paired(first: list[int], second: list[int]) -> dict[str, float]:
     With results of 0 and 1 this is the exact McNemar test (McNemar 1947). It draws other questions, never another seed: it
     says whether these two runs differ, not whether two methods do.
 
-    Args:
-        first, second: one number per question, in the same order.
-
     Returns:
         ``only_first`` and ``only_second`` (questions where that one did better), ``both`` (equal and right at least
         once), ``neither`` (equal, never right), and ``p``.
-
-    Raises:
-        ValueError: if the lists differ in length.
     """
-    if len(first) != len(second):
-        raise ValueError(f"paired results differ in length: {len(first)} and {len(second)}")
     pairs = list(zip(first, second, strict=True))
     counts = {
         "both": sum(a == b > 0 for a, b in pairs),

@@ -1,8 +1,8 @@
 """Which path trains a model: the fast one where it gives the model's own loss and gradient, otherwise the model's own.
 
-Nothing is known of a family by its name. Before training, a real row and half of it go through the model's own forward
-pass, one at a time and without padding; then both together through the fast loss, layout, attention and kernels. In bf16
-rounding alone can turn the gradients of a deep model by a tenth, so where the two differ, fp32 decides which is nearer.
+Nothing is known of a family by its name. A real row and half of it go through the model's own forward pass, one at a time
+and without padding; then both together through the fast loss, layout, attention and kernels. In bf16 rounding alone can turn
+the gradients of a deep model by a tenth, so where the two differ, fp32 decides which is nearer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from helpers.engine.attention import NAME as VARLEN
 from helpers.engine.loss import head_adds, supervised
 from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import fast
+from helpers.guards import sample
 from helpers.memory import is_out_of_memory
 from helpers.optimizer import local
 from helpers.settings import IGNORED
@@ -23,7 +24,6 @@ from helpers.settings import IGNORED
 import torch
 from accelerate.utils import send_to_device
 
-SAMPLE = 20_000  # elements of each gradient that are compared
 LOGITS = 2**31  # bytes that the logits of the model's own pass may take: a longer row is cut for the comparison
 # how far loss and gradient may be apart, relative: rounding of the precision, in another order of the same arithmetic
 TOLERANCE = {"fp32": (1e-4, 5e-3), "bf16": (2e-2, 1e-1)}
@@ -48,9 +48,7 @@ def compared(model, plan: Plan, rows: list, batches: Collator, name: str) -> tup
         for loss in ("fast", "stock"):
             reason, detail = _difference(model, plan, loss, batches, pieces, own, most)
             if reason and plan.value("precision") == "bf16" and (exact := exact or _exact(model, pieces, name)):
-                rounding = [
-                    max(tolerance, 1.5 * off) for tolerance, off in zip(most, _distance(exact, own), strict=True)
-                ]
+                rounding = [max(tolerance, 2 * off) for tolerance, off in zip(most, _distance(exact, own), strict=True)]
                 reason, detail = _difference(model, plan, loss, batches, pieces, exact, rounding)
             if reason is None:
                 break
@@ -97,12 +95,7 @@ def _pass(model, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor | N
         loss.backward()
         total += loss.item()
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
-    return total, {name: None if grad is None else _sample(grad) for name, grad in trained}
-
-
-def _sample(gradient: torch.Tensor) -> torch.Tensor:
-    flat = local(gradient).flatten()
-    return flat[:: max(1, flat.numel() // SAMPLE)].float()
+    return total, {name: None if grad is None else sample(grad).float() for name, grad in trained}
 
 
 def _words(error: Exception) -> str:

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     option("--fresh", action="store_true", help="run notebooks also if nothing changed since they passed")
     option("--in-use", metavar="FOLDER", help="run nothing: exit with 2 if a run is using this folder or one below it")
     given = vars(parser.parse_args(arguments))
+    with suppress(AttributeError):  # it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")
     folder = given.pop("in_use")
     try:
         if folder is None:
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the first notebook or after the last
         return EXIT["interrupted"]
     with suppress(OSError):
-        print(f"error: {mask_secrets(message)}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+        print(f"error: {mask_secrets(message)}", file=sys.stderr)
     return 2
 
 

@@ -1,9 +1,5 @@
-"""How results look in a notebook and on its pages: tables, figures with a description, characters that nobody sees.
-
-JupyterLab, and the pages made from executed notebooks, set every cell of a pandas table to the right. Here text stands
-left and numbers right. A figure shows as an ``<img alt="...">`` whose words are computed from what was drawn on it, so
-that a screen reader has something to read.
-"""
+"""How results look in a notebook and on its pages: text left and numbers right, figures described in words for a screen
+reader, and characters that nobody sees written out."""
 
 from __future__ import annotations
 
@@ -16,21 +12,17 @@ _ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 _VALUE = re.compile(r"<td[^>]*>(.*?)</td>", re.DOTALL)
 _NUMBER = re.compile(r"\W{0,2}\d.{0,18}")  # and a few characters: a unit, an interval
 _EMPTY = ("", "NaN", "nan")
-_HIDDEN = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u00ad\u180e\u3164]")
-_REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # would show a line in another order than it has
+# what would show a line in another order than it has, and the whole of a line that shows nothing
+_UNSEEN = re.compile(
+    "[\u202a-\u202e\u2066-\u2069]|^[ \\t\\r\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u00ad\u180e\u3164]+$",
+    re.MULTILINE,
+)
 MANY = 8  # bars or points that are read out one by one; of more, the ends and the extremes
 
 
 def visible(text: str) -> str:
     """A text in which each line that shows nothing is written out, as in ``\\u200b``, and none is shown in another order."""
-
-    def written(match: re.Match) -> str:
-        return match[0].encode("ascii", "backslashreplace").decode()
-
-    if text.isascii():
-        return text
-    lines = _REORDERING.sub(written, text).split("\n")
-    return "\n".join(line if _HIDDEN.sub("", line).strip() else _HIDDEN.sub(written, line) for line in lines)
+    return text if text.isascii() else _UNSEEN.sub(lambda m: m[0].encode("ascii", "backslashreplace").decode(), text)
 
 
 def align(table: str) -> str:
@@ -69,12 +61,9 @@ def _panel(axes) -> str:
     if axes.get_label() == "<colorbar>":
         return f"Shades: {', '.join(tick.get_text() for tick in axes.get_yticklabels())}."
     words = [axes.get_title()]
-    for name, label, scale in (
-        ("across", axes.get_xlabel(), axes.get_xscale()),
-        ("up", axes.get_ylabel(), axes.get_yscale()),
-    ):
-        if label:
-            words.append(f"{name}: {label}{' (logarithmic)' if scale == 'log' else ''}")
+    for name, axis in (("across", axes.xaxis), ("up", axes.yaxis)):
+        if label := axis.get_label_text():
+            words.append(f"{name}: {label}{' (logarithmic)' if axis.get_scale() == 'log' else ''}")
     words += [_line(line) for line in axes.lines if not line.get_label().startswith("_")]
     words += [_bars(axes, bars) for bars in axes.containers if hasattr(bars, "datavalues")]
     words += [f"an image of {' by '.join(map(str, image.get_array().shape[:2]))} cells" for image in axes.images]
@@ -91,23 +80,18 @@ def _line(line) -> str:
 
 
 def _bars(axes, bars) -> str:
-    lying = bars.orientation == "horizontal"
+    lying, heights = bars.orientation == "horizontal", list(bars.datavalues)
     ticks = axes.get_yticklabels() if lying else axes.get_xticklabels()
     names = {round(tick.get_position()[lying], 6): tick.get_text() for tick in ticks}
-    middles = [b.get_y() + b.get_height() / 2 if lying else b.get_x() + b.get_width() / 2 for b in bars.patches]
-    heights = list(bars.datavalues)
+    middles = [bar.get_center()[int(lying)] for bar in bars.patches]
     values = [f"{names.get(round(m, 6)) or _number(m)}: {_number(v)}" for m, v in zip(middles, heights, strict=True)]
     if len(values) > MANY:
         values = [f"{len(values)} bars, the longest at {values[heights.index(max(heights))]}"]
-    label = "" if bars.get_label().startswith("_") else f"{bars.get_label()}, "
-    return label + ", ".join(values)
+    return ", ".join([bars.get_label()] * (not bars.get_label().startswith("_")) + values)
 
 
 def _number(value) -> str:
-    try:
-        return f"{value:.3g}"
-    except (TypeError, ValueError):  # the name of a category
-        return str(value)
+    return value if isinstance(value, str) else f"{value:.3g}"  # or the name of a category
 
 
 def figure_to_html(figure) -> str:
@@ -117,11 +101,7 @@ def figure_to_html(figure) -> str:
     return f'<img alt="{escape(describe(figure))}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
 
 
-STOPPED = (
-    "you stopped this cell. What earlier cells made is still there: run this cell again, or go on with the next one"
-)
-
-
+STOPPED = "you stopped this cell. What earlier cells made is still there: run this cell again, or go on with the next"
 RESTARTED = "If an earlier cell makes it, run that one first; after a restart of the kernel, choose Run, Run All Above Selected Cell"
 
 
@@ -153,5 +133,4 @@ def switch_on() -> None:
         formatter = shell.display_formatter.formatters["text/html"]
         for module, name in (("pandas", "DataFrame"), ("pandas.io.formats.style", "Styler")):
             formatter.for_type_by_name(module, name, table_to_html)
-        shell.events.register("pre_execute", describe_figures)
         shell.events.register("post_execute", describe_figures)

@@ -26,8 +26,7 @@ from pathlib import Path
 
 from helpers.headless.kernel import READS
 from helpers.headless.pages import failing_cell, headings, tidy, write_pages
-from helpers.headless.processes import FOLDER, KILLED, descendants, end_processes
-from helpers.records import RecordError
+from helpers.headless.processes import FOLDER, descendants, end_processes, ending
 
 sys.modules["rfc3987_syntax"] = None  # jsonschema would build a grammar with it for seconds; no address is checked here
 import nbformat
@@ -68,7 +67,7 @@ class Execution:
                         self.report({"cell": self.cell, "cells": len(code), "heading": heading[:200]})
                         client.execute_cell(self.content.cells[place], place)
         except DeadKernelError:
-            return "killed", f"the kernel {_death(kernel.poll())}"
+            return "killed", f"the kernel {ending(kernel.poll())}"
         except CellExecutionError as error:
             rest = ", and the cells after it never ran" if self.cell < len(code) else ""
             return "failed", reason(error.ename, error.evalue, error.traceback) + rest
@@ -92,8 +91,7 @@ class Execution:
             write_pages(content, path)
             outcome["page"] = True
         except Exception as error:
-            own = isinstance(error, RecordError)
-            fault = str(error) if own else f"its page failed: {type(error).__name__}: {error}"[:2000]
+            fault = f"its page failed: {type(error).__name__}: {error}"[:2000]
             outcome |= {"end": "failed" if end == "ok" else end, "why": f"{why}; {fault}" if why else fault}
         # the kernel was waited for: the largest resident memory of any child, in KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
@@ -104,14 +102,6 @@ class Execution:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.finish("interrupted", None)
         os._exit(0)
-
-
-def _death(code: int | None) -> str:
-    if code is None or code == -signal.SIGKILL:
-        return KILLED
-    if code < 0:
-        return f"crashed ({signal.Signals(-code).name}) in compiled code, such as that of a library or a driver"
-    return f"ended itself with exit code {code}"
 
 
 def reason(name: str, text: str, traceback: str) -> str:

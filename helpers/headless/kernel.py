@@ -96,7 +96,7 @@ def note_reads(shell) -> None:
         if event == "open" and isinstance(arguments[0], str):
             note(os.path.abspath(arguments[0]))
         elif event == "os.rename":
-            written.add(os.fspath(arguments[1]))
+            written.add(os.path.abspath(arguments[1]))
 
     def note(path: str) -> None:
         code = path.startswith(HELPERS) and not path.startswith(ROOM) and not path.endswith(".pyc")

@@ -79,10 +79,10 @@ def _is_secret(value: str) -> bool:
 @lru_cache(maxsize=256)
 def _pattern(values: tuple[str, ...], forms: tuple[str, ...]) -> re.Pattern:
     """These forms, and these values as they are and as pages, addresses and JSON write them."""
-    written = set()
+    written = set(values)
     for value in values:
-        page, words = html.escape(value), html.escape(value, quote=False)
-        written |= {value, page, words, page.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")}
+        page = html.escape(value)
+        written |= {page, html.escape(value, quote=False), page.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")}
         written |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
         written |= {quote(value), quote(value, safe="")}
     return re.compile("|".join([*map(re.escape, sorted(written, key=len, reverse=True)), *forms]))

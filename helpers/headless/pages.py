@@ -48,7 +48,7 @@ def tidy(content):
 def as_on_a_terminal(text: str) -> str:
     """A text without what a carriage return replaced, and with invisible characters written out."""
     lines = text.replace("\r\n", "\n").split("\n")
-    return visible("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
+    return visible("\n".join(line.rstrip("\r").rpartition("\r")[2].rstrip(" ") for line in lines))
 
 
 def failing_cell(content, number: int, lines: int = 15) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from helpers.headless.masking import mask_secrets, secret_name
+from helpers.headless.masking import mask_secrets
 from helpers.records import read_json
 from helpers.settings import ROOT, SettingsError, checked, nearest, shown
 from helpers.storage import misfit
@@ -100,16 +100,14 @@ def parse_parameters(given: str | dict, notebooks: list[Path]) -> dict[str, obje
     known = {name for path in notebooks for name in parameters_of(path)} - {*_OWN_OPTION}
     values: dict[str, object] = {}
     for name, value in _pairs(given) if isinstance(given, str) else given.items():
-        shown_name = mask_secrets(name)[:80]
         if name in _OWN_OPTION:
             raise UsageError(f"{name} is not among the parameters: give it as {name.upper()}=… to make")
-        if mask_secrets(str(value)) != str(value) or (secret_name(name) and not nearest(name, known).startswith("did")):
-            raise UsageError(
-                f"{shown_name} looks like a secret: parameters are saved in the notebook and in the status file; use "
-                "`hf auth login`"
-            )
         if name not in known:
-            raise UsageError(f"no notebook that would run has a parameter {shown_name!r}; {nearest(name, known)}")
+            hint = nearest(name, known)
+            raise UsageError(f"no notebook that would run has a parameter {mask_secrets(name)[:80]!r}; {hint}")
+        if mask_secrets(str(value)) != str(value):
+            why = "parameters are saved in the notebook and in the status file; use `hf auth login`"
+            raise UsageError(f"the value of {name} looks like a secret: {why}")
         if name in values:
             raise UsageError(f"{name} is given twice")
         try:

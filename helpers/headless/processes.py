@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 
 FOLDER = "FINE_TUNING_RUN"  # the folder of the run, in the environment of everything that the run starts
-KILLED = "was killed, most often because main memory ran out: close other programs, or choose a smaller profile"
 
 
 @contextmanager
@@ -56,10 +55,19 @@ def _cause(child: subprocess.Popen, errors) -> str:
     with suppress(subprocess.TimeoutExpired):
         child.wait(timeout=5)
     if (child.returncode or 0) < 0:
-        number = signal.Signals(-child.returncode)
-        return KILLED if number == signal.SIGKILL else f"was ended by {number.name}"
+        return ending(child.returncode)
     errors.seek(max(0, os.fstat(errors.fileno()).st_size - 10_000))
     return f"ended early: {(errors.read().strip().splitlines() or ['it wrote no error'])[-1]}"
+
+
+def ending(code: int | None) -> str:
+    """What the exit code of a process says, None if it is not known."""
+    if code is None or code == -signal.SIGKILL:
+        return "was killed, most often because main memory ran out: close other programs, or choose a smaller profile"
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"was ended by {name}: if nobody sent it, compiled code crashed, such as that of a library or a driver"
+    return f"ended itself with exit code {code}"
 
 
 def of_run(folder: Path) -> list[psutil.Process]:

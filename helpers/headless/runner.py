@@ -1,8 +1,7 @@
-"""Run the series without a browser: ``python -m helpers.headless``, which is what ``make run-all`` calls.
+"""Run the series without a browser: each notebook in a process of its own, judged by what ran.
 
-Each notebook runs in its own process group with a limit for each cell and for the whole, and is judged by what ran:
-every code cell was executed, none has an error, and the records it promises exist. A run that was interrupted goes on
-where it stopped. :func:`run_all` does the same from Python.
+Every code cell was executed, none has an error, and the records that the notebook promises exist. A run that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.engine.locks import locked
@@ -81,8 +79,7 @@ class Run:
     notebook_timeout: float
     status: Status
     write: Callable[[str], None] | None
-    stopped: str | None = None  # the signal that asked for an end
-    signals: int = 0  # how many did
+    signals: list[str] = field(default_factory=list)  # those that asked for an end
 
     def series(self, notebooks: list[Path], fresh: bool) -> str:
         """Run the notebooks that need it, up to the first that does not pass."""
@@ -91,19 +88,21 @@ class Run:
         handled = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
             handled.append(signal.SIGHUP)
-        former = {number: signal.signal(number, self._stop) for number in handled}
-        end = "ok"
+
+        def note(number, frame) -> None:
+            self.signals.append(signal.Signals(number).name)
+
+        former, end = {number: signal.signal(number, note) for number in handled}, "ok"
         try:
             for notebook in notebooks:
-                if self.stopped:
+                if self.signals:
                     end = "interrupted"
-                    break
-                if not fresh and self.status.up_to_date(notebook, self.given(notebook)):
+                elif not fresh and self.status.up_to_date(notebook, self.given(notebook)):
                     self.say(f"{notebook.stem}  passed before, nothing changed")
-                    continue
-                self.say(f"{notebook.stem}  running")
-                end = self.notebook(notebook)
-                self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
+                else:
+                    self.say(f"{notebook.stem}  running")
+                    end = self.notebook(notebook)
+                    self.say(f"{notebook.stem}  {outcome(self.status.entry(notebook))}")
                 if end != "ok":
                     break
         finally:
@@ -112,9 +111,6 @@ class Run:
         page = write_index(self.status.folder, self.profile, self.status.notebooks)
         self.say(f"{'All passed' if end == 'ok' else 'Stopped'}. Open {page}")
         return end
-
-    def _stop(self, number, frame) -> None:
-        self.stopped, self.signals = signal.Signals(number).name, self.signals + 1
 
     def given(self, notebook: Path) -> dict:
         """The parameters that a notebook has, among those of this run."""
@@ -133,7 +129,9 @@ class Run:
             if ended["end"] == "ok" and (missing := status.missing_records(notebook, given, former)):
                 ended |= {"end": "failed", "why": f"every cell ran, but it wrote no {shown(missing[0])}", "cell": None}
             elif ended["end"] == "ok":
-                ended |= {"cell": None} | status.used(notebook, given, before, reads)
+                ended |= {"cell": None} | (
+                    {} if reads is None else {"used": status.used(notebook, given, before, reads)}
+                )
         finally:
             seconds = round(time.monotonic() - started, 1)
             status.update(notebook, status=ended.pop("end"), seconds=seconds, finished=now(), **ended)
@@ -144,57 +142,44 @@ class Run:
         """Follow a notebook to its end, and say how it ended; if it has to be stopped, wait until its page is made."""
         job = {"source": str(notebook), "parameters": given, "folder": str(self.status.folder / "notebooks")}
         too_long = f"the notebook ran longer than {self.notebook_timeout:g} s (--notebook-timeout)"
-        limits, started = {too_long: time.monotonic() + self.notebook_timeout}, time.monotonic()
-        cell, ended, signals, line = None, {}, 0, f"  {notebook.stem}"
+        cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
+        limits, cell, ended, signals = {too_long: time.monotonic() + self.notebook_timeout}, None, {}, 0
         with executing(job, self.status.folder) as (child, next_report):
             while True:
                 over = [why for why, until in limits.items() if time.monotonic() > until]
-                if over or self.signals > signals:
+                if over or len(self.signals) > signals:
                     if ended:  # making its page took too long, or was stopped, too
                         return ended | {"cell": cell}
                     ended = {"end": "timed out" if over else "interrupted"}
-                    ended["why"] = over[0] if over else f"stopped by {self.stopped}; the same command goes on from here"
-                    limits, signals = {"": time.monotonic() + PAGE_SECONDS}, self.signals
+                    ended["why"] = (
+                        over[0] if over else f"stopped by {self.signals[-1]}; the same command goes on from here"
+                    )
+                    limits, signals = {"": time.monotonic() + PAGE_SECONDS}, len(self.signals)
                     child.terminate()  # it keeps what there is, and makes a page of it
-                self._draw(f"{line}  {time.monotonic() - started:.0f} s")
-                report = next_report(0.5)
-                self._draw("")
-                if report is None:
+                if (report := next_report(0.5)) is None:
                     continue
                 if "end" in report:
                     return {"cell": cell} | report | ended
-                cell_too_long = f"the cell ran longer than {self.cell_timeout:g} s (--cell-timeout)"
                 limits.pop(cell_too_long, None)
-                if "cell" not in report:  # all cells are done
-                    line = f"  {notebook.stem}  making its page"
+                if "cell" not in report:
+                    self.say(f"  {notebook.stem}  making its page", passing=True)
                     continue
                 limits[cell_too_long], cell = time.monotonic() + self.cell_timeout, report["cell"]
                 self.status.update(notebook, **report)
-                line = f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}"
-                if not self.terminal:
-                    self.say(line)
+                self.say(f"  {notebook.stem}  cell {cell} of {report['cells']}  {report['heading']}", passing=True)
 
-    def say(self, line: str) -> None:
-        """Write a line of progress; a terminal that cannot take it does not stop the run."""
-        (self.write or self._print)(visible(mask_secrets(line)) + "\n" * (self.write is None))
-
-    @property
-    def terminal(self) -> bool:
-        """Whether progress goes to a terminal, where one line of it is drawn over and over."""
-        return self.write is None and sys.stdout is not None and sys.stdout.isatty()
-
-    def _draw(self, line: str) -> None:
-        if self.terminal:
-            self._print(f"\r\033[K{visible(mask_secrets(line))[: shutil.get_terminal_size().columns - 1]}")
-
-    def _print(self, text: str) -> None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    def say(self, line: str, passing: bool = False) -> None:
+        """Write a line of progress; on a terminal, the next line takes the place of a passing one."""
+        line, terminal = visible(mask_secrets(line)), sys.stdout is not None and sys.stdout.isatty()
+        if self.write:
+            self.write(line)
+            return
+        if terminal:
+            line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1] if passing else line}"
         try:
-            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
-        except (OSError, ValueError):  # whoever read it has gone, or its disk is full
-            self.write = lambda line: None
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(line, end="" if passing and terminal else "\n", flush=True)
+        except (OSError, ValueError):  # whoever read it has gone, or its disk is full, which does not stop the run
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def outcome(entry: dict) -> str:

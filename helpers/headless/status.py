@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,8 +16,8 @@ from helpers.storage import misfit, sha256_if_there
 
 HELPERS = ROOT / "helpers"
 STATES = ("running", "ok", "failed", "timed out", "interrupted", "killed")
-_ENTRY = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished", "digest"), str | None)
-_ENTRY |= dict.fromkeys(("cell", "cells", "seconds", "peak"), int | float | None) | {"used": [str], "parameters": dict}
+_ENTRY = dict.fromkeys(("why", "heading", "source", "last_lines", "started", "finished"), str | None)
+_ENTRY |= dict.fromkeys(("cell", "cells", "seconds", "peak"), int | float | None) | {"used": dict, "parameters": dict}
 
 
 class Status:
@@ -54,26 +53,26 @@ class Status:
         content = {"profile": self.profile, "notebooks": dict(sorted(self.notebooks.items()))}
         write_atomically(self.file, json.dumps(content, indent=1))
 
-    def used(self, notebook: Path, parameters: dict, before: dict[str, tuple], reads: list[str] | None) -> dict:
-        """For the entry of a notebook that passed: all that it used and made, and one hash over that.
+    def used(self, notebook: Path, parameters: dict, before: dict[str, tuple], reads: list[str]) -> dict[str, str]:
+        """The hash of each file that a notebook used or made, "changed" for one that was written while it ran.
 
         Args:
             before: :func:`states` when it started.
-            reads: the other files that its kernel read; None if that is not known.
+            reads: the other files that its kernel read.
         """
-        names = [shown(path) for path in [*inputs(notebook, parameters), *map(Path, reads or [])]]
+        names = [shown(path) for path in [*inputs(notebook, parameters), *map(Path, reads)]]
         changed = {name for name, state in before.items() if _state(name) != state}
         hashes = {name: "changed" if name in changed else _hash(name) for name in names}
-        hashes |= self.records(notebook, parameters)
-        return {"used": sorted(hashes), "digest": None if reads is None else combined(parameters, hashes)}
+        return hashes | self.records(notebook, parameters)
 
     def up_to_date(self, notebook: Path, parameters: dict) -> bool:
-        """Whether a notebook passed, and every file that it used or made is what it was then."""
+        """Whether a notebook passed with these parameters, and every file that it used or made is what it was then."""
         entry = self.entry(notebook)
         return (
             entry.get("status") == "ok"
-            and shown(notebook) in (entry.get("used") or [])
-            and entry.get("digest") == combined(parameters, {name: _hash(name) for name in entry["used"]})
+            and entry.get("parameters") == parameters
+            and shown(notebook) in entry.get("used", {})
+            and all(_hash(name) == digest for name, digest in entry["used"].items())
             and (self.folder / "notebooks" / notebook.name).is_file()
             and not self.missing_records(notebook, parameters, {})
         )
@@ -116,12 +115,6 @@ def _state(path: str | Path) -> tuple | None:
         status = os.stat(ROOT / path)
         return status.st_ino, status.st_size, status.st_ctime_ns
     return None
-
-
-def combined(parameters: dict, hashes: dict[str, str]) -> str:
-    """One hash over the parameters of a run and the files it used."""
-    content = json.dumps([parameters, sorted(hashes.items())], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _hash(path: str | Path) -> str:

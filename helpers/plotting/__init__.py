@@ -3,10 +3,8 @@
 from helpers.plotting.figures import (
     COLOURS,
     DASHES,
-    against_peak,
     bars,
     growth,
-    length_histogram,
     lora_sketch,
     loss_curves,
     memory_parts,
@@ -16,4 +14,4 @@ from helpers.plotting.figures import (
     sweep,
     update_energy,
 )
-from helpers.plotting.tokens import TOKENS, passed, texts, token_heat, token_strip
+from helpers.plotting.tokens import TOKENS, length_histogram, passed, texts, token_heat, token_strip

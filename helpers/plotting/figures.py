@@ -1,7 +1,6 @@
-"""Figures from records and counts. Each function takes an Axes, draws on it and returns it; none writes a file.
+"""Figures from records and measurements: each function draws on the Axes that it is given and returns it.
 
-Colours are told apart by colour-blind readers (Okabe and Ito), and no figure relies on colour alone: lines differ in
-their dashes, surfaces in their hatching.
+Colour-blind readers can tell the colours apart (Okabe and Ito); lines differ in their dashes too, surfaces in their hatching.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from helpers.comparison import accuracy, accuracy_interval, by_method
 from helpers.memory import GB
 from helpers.records import RunRecord
 
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -21,16 +21,15 @@ STYLES = {  # of each method: colour, dashes of a line, hatching of a surface
     "qlora": ("#009E73", "-.", ".."),
     "dora": ("#CC79A7", (0, (1, 1)), "xx"),
     "rslora": ("#E69F00", (0, (5, 1, 1, 1)), "\\\\"),
-    "adalora": ("#56B4E9", (0, (3, 3)), "++"),  # in the records of a sweep
     "grpo": ("#882255", "-", "oo"),
     "dpo": ("#117733", "--", "**"),
 }
 COLOURS, DASHES, HATCHES = ({method: style[i] for method, style in STYLES.items()} for i in range(3))
 PARTS = {"weights": "#0072B2", "adapter": "#56B4E9", "masters": "#F0E442", "optimizer": "#D55E00"}
-PARTS |= {"gradients": "#E69F00", "update": "#882255", "gathered": "#999999"}
-PARTS |= {"activations": "#009E73", "logits": "#CC79A7"}
+PARTS |= {"gradients": "#E69F00", "update": "#882255", "gathered": "#999999", "activations": "#009E73"}
+PARTS |= {"logits": "#CC79A7"}
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "frameon": False}  # a legend's place
 PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step": "#D55E00", "save": "#BBBBBB"}
-SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 
@@ -39,14 +38,14 @@ def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None)
     length share a batch, so a batch holds either short questions or long conversations."""
     ends: dict[str, list[float]] = {}
     for record in (r for r in records if r.steps):
-        losses = [s["loss"] for s in record.steps]
+        losses = pandas.Series({step["step"]: step["loss"] for step in record.steps})
         smooth = smooth or max(len(losses) // 4, 1)
-        line = [sum(losses[max(0, i - smooth + 1) : i + 1]) / min(i + 1, smooth) for i in range(len(losses))]
+        line = losses.rolling(smooth, min_periods=1).mean()
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
-        axes.plot([s["step"] for s in record.steps], line, **style, label=f"{record.method}, seed {record.seed}")
-        ends.setdefault(record.method, []).append(line[-1])
-    axes.set(xlabel="step", ylabel=f"training loss, nats per token (mean of {smooth} steps)", yscale="log")
+        axes.plot(line, label=f"{record.method}, seed {record.seed}", **style)
+        ends.setdefault(record.method, []).append(line.iloc[-1])
     last = ", ".join(f"{method} {sum(losses) / len(losses):.3g}" for method, losses in ends.items())
+    axes.set(xlabel="step", ylabel=f"training loss, nats per token (mean of {smooth} steps)", yscale="log")
     axes.set_title(f"Training loss at the end: {last}")
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
@@ -62,27 +61,27 @@ def memory_parts(
     predictions: dict[str, dict[str, int]], axes: Axes, measured: dict[str, int] | None = None, marked: str = "peak"
 ) -> Axes:
     """Predicted bytes by part as stacked bars, with the total (``marked`` says of what) and the measured one as a diamond."""
-    names = list(predictions)
-    left = [0.0] * len(names)
-    peaks = [predictions[name]["total"] / GB for name in names]
+    frame = pandas.DataFrame(predictions).T / GB
+    left, peaks = pandas.Series(0.0, frame.index), frame["total"]
+    real = pandas.Series(measured or {}, frame.index, dtype=float) / GB
     for (part, colour), hatch in zip(PARTS.items(), PATTERNS, strict=True):
-        sizes = [predictions[name].get(part, 0) / GB for name in names]
-        if max(sizes) > 0:
-            axes.barh(names, sizes, left=left, color=colour, hatch=hatch, label=part, edgecolor="white")
-        left = [a + b for a, b in zip(left, sizes, strict=True)]
-    axes.plot(peaks, names, "|k", markersize=22, markeredgewidth=3, label=f"predicted {marked}")
-    for row, (name, end, peak) in enumerate(zip(names, left, peaks, strict=True)):
-        real = (measured or {}).get(name, 0) / GB
-        words = f"   predicted {marked} {peak:.3g} GB" + (f"\n   measured {real:.3g} GB" if real else "")
-        axes.text(max(end, peak, real), row, words, va="center", fontsize=9)
+        if part in frame and frame[part].max() > 0:
+            axes.barh(frame.index, frame[part], left=left, color=colour, hatch=hatch, label=part, edgecolor="white")
+            left += frame[part]
+    axes.plot(peaks, peaks.index, "|k", markersize=22, markeredgewidth=3, label=f"predicted {marked}")
+    ends = pandas.concat([left, peaks, real], axis=1).max(axis=1)
+    for name, peak in peaks.items():
+        words = f"   predicted {marked} {peak:.3g} GB" + (
+            f"\n   measured {real[name]:.3g} GB" if real[name] > 0 else ""
+        )
+        axes.text(ends[name], name, words, va="center", fontsize=9)
     if measured:
-        axes.plot([measured[n] / GB for n in names], names, "kD", markersize=8, label=f"measured {marked}")
-    axes.set_xlim(0, 1.4 * max(left + [v / GB for v in (measured or {}).values()]))
-    low, high = names[peaks.index(min(peaks))], names[peaks.index(max(peaks))]
-    needs = f"{low} needs {min(peaks):.3g} GB" + f", {high} {max(peaks):.3g} GB" * (low != high)
-    axes.set(xlabel="GB", title=f"Predicted: {needs}")
+        axes.plot(real, real.index, "kD", markersize=8, label=f"measured {marked}")
+    needs = f"{peaks.idxmin()} needs {peaks.min():.3g} GB"
+    needs += f", {peaks.idxmax()} {peaks.max():.3g} GB" * (peaks.idxmin() != peaks.idxmax())
+    axes.set(xlabel="GB", title=f"Predicted: {needs}", xlim=(0, 1.4 * ends.max()))
     axes.invert_yaxis()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
+    axes.legend(ncols=4, **BELOW)
     return axes
 
 
@@ -95,73 +94,47 @@ def memory_timeline(record: RunRecord, axes: Axes, since: float = 0, until: floa
     for (phase, colour), hatch in zip(PHASES.items(), PATTERNS, strict=False):  # a sample closes its phase
         if found := [(start, width) for start, width, name in spans if name == phase]:
             axes.broken_barh(found, (0, 1), facecolor=colour, hatch=hatch, label=phase, antialiased=False, **ground)
-    highest = max(points, key=lambda point: point[1])[2]
+    highest, peak = max(points, key=lambda point: point[1])[2], record.memory["peak"] / GB
     axes.plot(times, used, color="black", linewidth=1.4, drawstyle="steps-pre", label="in use")
-    axes.axhline(record.memory["peak"] / GB, color="black", linestyle=":", linewidth=1)
-    axes.text(times[0], record.memory["peak"] / GB, f" peak {record.memory['peak'] / GB:.2f} GB", va="bottom")
-    axes.set(xlabel="seconds since the start", ylabel="GB in use", title=f"{record.method}: most memory in {highest}")
-    axes.set_ylim(0, 1.2 * max(max(used), record.memory["peak"] / GB))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=6, frameon=False)
-    return axes
-
-
-def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> Axes:
-    """Tokens per row for each split, with ``max_length`` as a line."""
-    found = [length for split in lengths.values() for length in split]
-    width = 5 * max(1, limit // 250)  # of a bar: at most some fifty below the limit
-    bins = range(min(found) // width * width, max(found) + width + 1, width)
-    style = {"color": SPLITS[: len(lengths)], "hatch": PATTERNS[: len(lengths)], "edgecolor": "white"}
-    axes.hist(list(lengths.values()), bins=bins, stacked=True, label=list(lengths), **style)
-    axes.axvline(limit, color="black", linestyle="--")
-    place = {"xytext": (-4, 0), "textcoords": "offset points", "va": "top", "ha": "right", "rotation": 90}
-    axes.annotate(f"max_length {limit}", (limit, 0.95), xycoords=axes.get_xaxis_transform(), **place)
-    long = sum(length > limit for length in found)
-    axes.set(xlabel="tokens in a row", ylabel="rows", title=f"{long} of {len(found)} rows exceed {limit} tokens")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.axhline(peak, color="black", linestyle=":", linewidth=1)
+    axes.text(times[0], peak, f" peak {peak:.2f} GB", va="bottom")
+    axes.set(xlabel="seconds since the start", ylabel="GB in use", ylim=(0, 1.2 * max(*used, peak)))
+    axes.set_title(f"{record.method}: most memory in {highest}")
+    axes.legend(ncols=6, **BELOW)
     return axes
 
 
 def scores(records: list[RunRecord], axes: Axes, part: str = "exact_match") -> Axes:
     """Exact match of each method over all its seeds, with the 95 % Wilson interval; single seeds as dots."""
-    shown = [(method, runs) for method, runs in by_method(records).items() if accuracy(runs, part)]
-    totals = {method: accuracy(runs, part) for method, runs in shown}
-    for row, (method, runs) in enumerate(shown):
-        right, total = totals[method]
-        low, high = accuracy_interval(runs, part)
-        share = right / total
-        axes.barh(row, 100 * share, color=COLOURS[method], hatch=HATCHES[method], edgecolor="white", height=0.6)
-        axes.errorbar(100 * share, row, xerr=[[100 * (share - low)], [100 * (high - share)]], color="black", capsize=5)
-        for run in runs if len(runs) > 1 else []:
-            one = run.evaluation[part]
-            axes.plot(100 * sum(one) / len(one), row + 0.22, "o", color="white", markeredgecolor="black", markersize=5)
-        axes.text(101, row, f"{right}/{total}", va="center", clip_on=False)
-    axes.set_yticks(range(len(shown)), [method for method, _ in shown])
-    right = ", ".join(f"{method} {right / total:.0%}" for method, (right, total) in totals.items())
-    axes.set(xlim=(0, 100), xlabel="right answers, % (line: 95 % interval)", title=f"Right answers: {right}")
+    shown = {method: runs for method, runs in by_method(records).items() if accuracy(runs, part)}
+    shares = {}
+    for row, (method, runs) in enumerate(shown.items()):
+        (right, total), (low, high) = accuracy(runs, part), accuracy_interval(runs, part)
+        shares[method] = share = right / total
+        error = {"xerr": [[100 * (share - low)], [100 * (high - share)]], "capsize": 5}
+        axes.barh(row, 100 * share, 0.6, color=COLOURS[method], hatch=HATCHES[method], edgecolor="white", **error)
+        seeds = [100 * sum(r.evaluation[part]) / len(r.evaluation[part]) for r in runs if len(runs) > 1]
+        axes.plot(seeds, [row + 0.22] * len(seeds), "o", color="white", markeredgecolor="black", markersize=5)
+        axes.text(101, row, f"{right}/{total}", va="center")
+    axes.set_yticks(range(len(shown)), list(shown))
+    found = ", ".join(f"{method} {share:.0%}" for method, share in shares.items())
+    axes.set(xlim=(0, 100), xlabel="right answers, % (line: 95 % interval)", title=f"Right answers: {found}")
     axes.invert_yaxis()
     return axes
 
 
-def bars(values: dict[str, float], axes: Axes, label: str) -> Axes:
-    """One bar per method, or whatever the names mean, with its value written at its end."""
+def bars(values: dict[str, float], axes: Axes, label: str, peaks: dict[str, float | None] | None = None) -> Axes:
+    """One bar per method, or whatever the names mean, with its value at its end; in a dashed frame that ends at its stated peak."""
     for row, (name, value) in enumerate(values.items()):
         axes.barh(row, value, color=COLOURS.get(name, "#0072B2"), hatch=HATCHES.get(name, ""), edgecolor="white")
-        axes.text(value, row, f"  {value:,.0f}" if value >= 100 else f"  {value:.3g}", va="center")
-    axes.set_yticks(range(len(values)), list(values))
-    axes.set(xlabel=label, xlim=(0, 1.35 * max(values.values(), default=1)), ylim=(len(values) - 0.5, -0.5))
-    return axes
-
-
-def against_peak(values: dict[str, float], peaks: dict[str, float | None], axes: Axes) -> Axes:
-    """One bar per measured speed, in a dashed frame that ends at the stated peak where one is known."""
-    bars(values, axes, "")
-    ends = [max(value, peaks.get(name) or 0) for name, value in values.items()]
-    for row, ((name, value), words) in enumerate(zip(values.items(), list(axes.texts), strict=True)):
-        if peak := peaks.get(name):
+        words, peak = f"  {value:,.0f}" if value >= 100 else f"  {value:.3g}", peaks and peaks.get(name)
+        if peak:
             axes.barh(row, peak, fill=False, edgecolor="black", linestyle="--")
-            words.set(x=ends[row], text=f"{words.get_text()}, {value / peak:.0%} of {peak:,.0f}")
-    axes.set_xlim(0, 1.45 * max(ends))
+            words += f", {value / peak:.0%} of {peak:,.0f}"
+        axes.text(max(value, peak or 0), row, words, va="center")
+    axes.set_yticks(range(len(values)), list(values))
+    end = max([*values.values(), *filter(None, (peaks or {}).values())], default=1)
+    axes.set(xlabel=label, xlim=(0, (1.45 if peaks else 1.35) * end), ylim=(len(values) - 0.5, -0.5))
     return axes
 
 
@@ -171,11 +144,12 @@ def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
     for record in records:
         found = [u for u in record.update if u["layer"].endswith(f".{kind}")]
         for update, marker in zip(found, "os^Dv", strict=False):
-            enough = next(r for r, e in zip(update["ranks"], update["energy"], strict=True) if e >= 0.5)
-            half[record.method] = max(half.get(record.method, 0), enough)
+            energy = pandas.Series(update["energy"], update["ranks"])
+            half[record.method] = max(half.get(record.method, 0), energy[energy >= 0.5].index[0])
             style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method], "marker": marker}
-            label = f"{record.method}, layer {update['layer'].split('.')[0]}"
-            axes.plot(update["ranks"], [100 * e for e in update["energy"]], markersize=4, label=label, **style)
+            axes.plot(
+                100 * energy, markersize=4, label=f"{record.method}, layer {update['layer'].split('.')[0]}", **style
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     found = ", ".join(f"{method} rank {rank}" for method, rank in half.items())
@@ -199,12 +173,13 @@ def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
         axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="black", linewidth=0.6))
         at, side = (0.12, "right") if left == 0 else (left + width / 2, "center")  # beside the way to A
         axes.text(at, bottom - 0.05, label, ha=side, va="top", fontsize=10)
-    middle, low, sum_at = tall / 2, -0.75 + thin / 2, (2.8, tall / 2)
+    middle, low = tall / 2, -0.75 + thin / 2
     ways = {(0.06, middle): (0.77, middle), (0.06, 0.2): (0.77, low), (1.83, low): (2.17, low)}  # from, to
     ways |= {(1.83, middle): (2.7, middle), (2.23 + thin, low): (2.76, middle - 0.1), (2.9, middle): (3.27, middle)}
     for start, end in ways.items():
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->"})
-    axes.text(*sum_at, "+", ha="center", va="center", fontsize=14, bbox={"boxstyle": "circle,pad=0.15", "fc": "white"})
+    around = {"boxstyle": "circle,pad=0.15", "fc": "white"}
+    axes.text(2.8, middle, "+", ha="center", va="center", fontsize=14, bbox=around)
     axes.text(2.62, low, "times \u03b1 / r", va="center", fontsize=10)
     axes.set(xlim=(-0.75, 3.7), ylim=(-1.45, max(1, tall) + 0.1), aspect="equal")
     axes.set_title(f"LoRA trains {rank * (inputs + outputs):,} numbers beside {inputs * outputs:,} frozen ones")
@@ -215,28 +190,22 @@ def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
 def sweep(runs: list[dict], axes: Axes) -> Axes:
     """Right validation answers against the learning rate: the mean over seeds as a line for each method and rank, with a dot
     per seed and a cross where a run diverged. ``runs`` are rows of ``load_table("sweep-small")``."""
-    lines: dict[tuple, dict[float, list[float]]] = {}
-    for run in (r for r in runs if r["stopped"] is None):
-        key = run["method"], "," in (run["targets"] or ""), run["rank"] or 0
-        share = 100 * run["right"] / run["questions"]
-        lines.setdefault(key, {}).setdefault(run["learning_rate"], []).append(share)
-    best = {}
-    for number, ((method, attention, rank), rates) in enumerate(sorted(lines.items())):
-        alike = [key for key in sorted(lines) if key[0] == method]  # one color a method, the paler the lower the rank
-        strength = (alike.index((method, attention, rank)) + 1) / len(alike)
-        label = method + f", rank {rank}" * bool(rank) + ", attention alone" * attention
-        means = {rate: sum(rates[rate]) / len(rates[rate]) for rate in sorted(rates)}
-        style = {"color": COLOURS[method], "alpha": 0.25 + 0.75 * strength, "marker": "os^Dv"[number % 5]}
-        axes.plot(list(means), list(means.values()), linestyle=("-", "--", "-.", ":")[number % 4], label=label, **style)
-        for rate, found in rates.items():
-            axes.plot([rate] * len(found), found, ".", color=COLOURS[method], alpha=style["alpha"])
-        best[label] = max(means, key=means.get), max(means.values())
-    if crosses := [(r["learning_rate"], 100 * r["right"] / r["questions"]) for r in runs if r["diverged"]]:
-        label = f"diverged: {len(crosses)} of {len(runs)} runs"
-        axes.plot(*zip(*crosses, strict=True), "x", color="black", markersize=10, linestyle="", label=label)
-    apart = max(max(found) - min(found) for rates in lines.values() for found in rates.values())
-    top = sorted(best.items(), key=lambda item: -item[1][1])[:2]
-    finding = "; ".join(f"{name} at {rate:g}: {share:.0f} %" for name, (rate, share) in top)
+    frame = pandas.DataFrame([r for r in runs if r["stopped"] is None]).fillna({"rank": 0, "targets": ""})
+    frame["share"], frame["attention"] = 100 * frame["right"] / frame["questions"], frame["targets"].str.contains(",")
+    best, apart, keys = {}, 0, ["method", "attention", "rank"]
+    for number, ((method, attention, rank), own) in enumerate(frame.groupby(keys)):
+        label = method + f", rank {rank:.0f}" * bool(rank) + ", attention alone" * attention
+        by_rate, alike = own.groupby("learning_rate")["share"], frame[frame["method"] == method].groupby(keys).ngroups
+        strength = 0.25 + 0.75 * len([k for k in best if k.startswith(method)]) / max(alike - 1, 1) if alike > 1 else 1
+        style = {"color": COLOURS[method], "alpha": strength, "marker": "os^Dv"[number % 5]}  # paler for a lower rank
+        axes.plot(by_rate.mean(), label=label, linestyle=("-", "--", "-.", ":")[number % 4], **style)
+        axes.plot(own["learning_rate"], own["share"], ".", color=COLOURS[method], alpha=strength)
+        best[f"{label} at {by_rate.mean().idxmax():g}"] = by_rate.mean().max()
+        apart = max(apart, (by_rate.max() - by_rate.min()).max())
+    if len(lost := frame[frame["diverged"]]):
+        label = f"diverged: {len(lost)} of {len(runs)} runs"
+        axes.plot(lost["learning_rate"], lost["share"], "x", color="black", markersize=10, label=label)
+    finding = "; ".join(f"{name}: {best[name]:.0f} %" for name in sorted(best, key=best.get, reverse=True)[:2])
     axes.set(xscale="log", xlabel="learning rate", ylabel="right validation answers, %", ylim=(-5, 100))
     axes.set_title(f"Highest: {finding}\nseeds of one setting differ by up to {apart:.0f} points", fontsize=10)
     axes.grid(alpha=0.3)
@@ -245,17 +214,15 @@ def sweep(runs: list[dict], axes: Axes) -> Axes:
 
 
 def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
-    """Tokens per second of each rung of helpers.engine.ladder, first at the top, and the most that the machine could do.
-
-    A ceiling so far away that the bars could not be seen beside it is written and not drawn.
-    """
+    """Tokens per second of each rung of helpers.engine.ladder, and the most that the machine could do, unless that is too far
+    away to be drawn."""
     speeds = {rung["name"]: rung["tokens_per_second"] for rung in found}
     first, best = next(iter(speeds.values())), max(speeds, key=speeds.get)
     far, end = ceiling > 6 * speeds[best], 1.3 * speeds[best]
     bars(speeds, axes, "tokens per second, without padding")
-    label = f"matrix products alone: {ceiling:,.0f}" + ", far to the right" * far
-    axes.axvline(ceiling, color="black", linestyle="--", label=label)
-    axes.set(xlim=(0, 1.15 * (end if far else max(ceiling, end))))
+    words = f"matrix products alone: {ceiling:,.0f}" + ", far to the right" * far
+    axes.axvline(ceiling, color="black", linestyle="--", label=words)
+    axes.set_xlim(0, 1.15 * (end if far else max(ceiling, end)))
     axes.set_title(f"Fastest: {best}, {speeds[best] / first:.1f} times the first", loc="left", pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -265,17 +232,17 @@ def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
 
 def growth(rows: list[dict], panels) -> None:
     """Tokens per second against row length, tokens per step and rank, from tests/benchmarks/speed.py, in three panels."""
-    best, kinds = 0, {"row length": "rows of", "tokens per step": "tokens a step", "rank, all linear layers": "rank"}
+    frame = pandas.DataFrame(rows).dropna(subset="tokens_per_second")
+    frame["number"] = pandas.to_numeric(frame["name"].str.replace(r"\D", "", regex=True))
+    kinds = {"row length": "rows of", "tokens per step": "tokens a step", "rank, all linear layers": "rank"}
     for axes, (label, words) in zip(panels, kinds.items(), strict=True):
-        rows_here = [row for row in rows if words in row["name"] and "tokens_per_second" in row]
-        points = sorted((int("".join(filter(str.isdigit, r["name"]))), r["tokens_per_second"]) for r in rows_here)
-        best = max(best, *(speed for _, speed in points))
-        axes.plot(*zip(*points, strict=True), marker="o", color="#0072B2")
+        speeds = frame[frame["name"].str.contains(words)].set_index("number")["tokens_per_second"].sort_index()
+        axes.plot(speeds, marker="o", color="#0072B2")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        (low, slow), (high, fast) = points[0], points[-1]
-        axes.set(xlabel=label, title=f"{100 * (fast / slow - 1):+.0f} % from {low:,} to {high:,}")
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        more = f"{100 * (speeds.iloc[-1] / speeds.iloc[0] - 1):+.0f} %"
+        axes.set(xlabel=label, title=f"{more} from {speeds.index[0]:,} to {speeds.index[-1]:,}")
         axes.tick_params(axis="x", rotation=45)
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel="tokens per second", ylim=(0, 1.1 * best))
+    panels[0].set(ylabel="tokens per second", ylim=(0, 1.1 * max(axes.dataLim.ymax for axes in panels)))
     panels[0].yaxis.set_major_formatter("{x:,.0f}")

@@ -1,12 +1,16 @@
-"""What people and models wrote, and what was checked, as HTML: tokens in colour, tables of text, guards that unfold."""
+"""What people and models wrote, and what was checked: tokens in colour, their number, tables of text, guards that unfold."""
 
 from __future__ import annotations
 
 from html import escape
 
+from helpers.plotting.figures import PATTERNS
+
 import pandas
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 
 
 def _pieces(tokens: list[str], styles: list[str]) -> str:
@@ -22,6 +26,7 @@ def _pieces(tokens: list[str], styles: list[str]) -> str:
 
 PADDED, MASKED, SUPERVISED = "#FFFFFF", "#d9d9d9", "#0072B2"  # of padding, and of tokens that are read or learned
 TOKENS = ListedColormap([PADDED, MASKED, SUPERVISED])
+SPLITS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 
 
 def token_strip(tokens: list[str], supervised: list[bool]) -> HTML:
@@ -50,3 +55,20 @@ def texts(frame: pandas.DataFrame, longest: int = 400):
     cut = frame.map(lambda text: text if not isinstance(text, str) or len(text) <= longest else f"{text[:longest]} …")
     style = {"vertical-align": "top", "text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "break-word"}
     return cut.style.hide(axis="index").format(escape="html").set_properties(**style)
+
+
+def length_histogram(lengths: dict[str, list[int]], limit: int, axes: Axes) -> Axes:
+    """Tokens per row for each split, with ``max_length`` as a line."""
+    found = [length for split in lengths.values() for length in split]
+    width = 5 * max(1, limit // 250)  # of a bar: at most some fifty below the limit
+    bins = range(min(found) // width * width, max(found) + width + 1, width)
+    style = {"color": SPLITS[: len(lengths)], "hatch": PATTERNS[: len(lengths)], "edgecolor": "white"}
+    axes.hist(list(lengths.values()), bins=bins, stacked=True, label=list(lengths), **style)
+    axes.axvline(limit, color="black", linestyle="--")
+    place = {"xytext": (-4, 0), "textcoords": "offset points", "va": "top", "ha": "right", "rotation": 90}
+    axes.annotate(f"max_length {limit}", (limit, 0.95), xycoords=axes.get_xaxis_transform(), **place)
+    long = sum(length > limit for length in found)
+    axes.set(xlabel="tokens in a row", ylabel="rows", title=f"{long} of {len(found)} rows exceed {limit} tokens")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return axes

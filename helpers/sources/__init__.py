@@ -2,19 +2,13 @@
 
 from helpers.sources.adapters import check_adapter, check_loaded
 from helpers.sources.base_models import SMOLLM2_HUB_ID, Base, models_folder, resolve
-from helpers.sources.conversations import (
-    general_text,
-    read_conversations,
-    split_conversations,
-    unrelated_questions,
-)
-from helpers.sources.hub import HubError, explain, fetch
+from helpers.sources.conversations import read_conversations
+from helpers.sources.hub import explain
 from helpers.sources.manifest import (
     MANIFEST,
     ModelError,
     check_files,
     check_replaceable,
-    hash_files,
     quiet,
     reading,
     write_manifest,

@@ -15,14 +15,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_adapter(folder: Path) -> set[str]:
-    """Check the files of an adapter, with or without a manifest, before anything loads them.
-
-    Returns:
-        The names of its tensors, for :func:`check_loaded`.
+    """Check the files of an adapter before anything loads them, with or without a manifest; the names of its tensors.
 
     Raises:
-        ModelError: for files that are missing, damaged or no LoRA adapter, weights that are no safetensors, a rank that
-            the weights do not have, and numbers that are not finite.
+        ModelError: for files that are missing or damaged, other formats and kinds, another rank, numbers that are not finite.
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"there is no adapter in {shown(folder)}: run 02_lora_train with this profile first")
@@ -36,7 +32,7 @@ def check_adapter(folder: Path) -> set[str]:
         others = ", ".join(f.name for f in folder.glob("*.bin")) or "no weights"
         raise ModelError(f"{shown(folder)} holds {others} but no {WEIGHTS}; other formats are not loaded")
     with reading(folder), safe_open(folder / WEIGHTS, "pt") as file:
-        names, ranks = set(file.keys()), set()
+        names, ranks = set(file.keys()), {0}
         for name in names:
             weight = file.get_tensor(name)
             if not weight.isfinite().all():
@@ -45,24 +41,14 @@ def check_adapter(folder: Path) -> set[str]:
                 )
             if name.endswith("lora_A.weight"):
                 ranks.add(len(weight))
-        configured = {config["r"], *(config.get("rank_pattern") or {}).values()}
-        fits = all(any(rows % rank == 0 for rank in configured) for rows in ranks)  # experts stand one below the other
-        if not ranks or not fits or max(configured) > max(ranks):
-            raise ModelError(f"{CONFIG} in {shown(folder)} says rank {config['r']}, its weights have {sorted(ranks)}")
+        rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 1)
+        if rank > max(ranks):  # PEFT would ask for memory for it; it finds a smaller one itself
+            raise ModelError(f"{CONFIG} in {shown(folder)} says rank {rank}, and its weights have {max(ranks)}")
     return names
 
 
 def check_loaded(model, adapter: str, names: set[str], folder: Path) -> None:
-    """Check that the tensors in an adapter's file are exactly those that the adapter on the model needs.
-
-    Args:
-        model: the PEFT model.
-        adapter: its name on the model.
-        names: what :func:`check_adapter` gave.
-
-    Raises:
-        ModelError: names a tensor that is missing, or one that the model has no place for.
-    """
+    """Check that the names of an adapter's tensors, from :func:`check_adapter`, are those that the PEFT model needs."""
     needed = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
     for wrong, what in ((needed - names, "lacks {}, which would stay untrained"), (names - needed, "holds {}, unused")):
         if wrong:

@@ -1,7 +1,4 @@
-"""Base models: made here, unpacked from a package, read from a folder or the hub, and resolved once into a :class:`Base`.
-
-Weights are safetensors only, and no code from a model's folder is ever run.
-"""
+"""Base models: made here, unpacked from a package, read from a folder or the hub, and resolved once into a :class:`Base`."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from pathlib import Path
 from helpers.memory import Shape
 from helpers.records import sha256
 from helpers.settings import ROOT, Settings, shown
+from helpers.sources.conversations import read_conversations
 from helpers.sources.hub import HubError, fetch
 from helpers.sources.manifest import (
     MANIFEST,
@@ -30,6 +28,7 @@ from helpers.sources.manifest import (
     reading,
     write_manifest,
 )
+from helpers.sources.questions import make_splits
 from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
@@ -51,32 +50,20 @@ class Base:
 
     @cached_property
     def config(self):
-        """The transformers configuration.
-
-        Raises:
-            ModelError: if it cannot be read, needs code from the model's folder, or is that of quantised weights.
-        """
+        """The transformers configuration; ModelError if it cannot be read, needs code or is that of quantised weights."""
         with reading(self.folder):
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         if quantised := getattr(config, "quantization_config", None):
-            kind = quantised.get("quant_method", "an unknown method")
-            bits = next(
-                (f"{n} bits" for n in (4, 8) if quantised.get(f"load_in_{n}bit") or quantised.get("bits") == n), None
-            )
             raise ModelError(
-                f"{self.name} was saved quantised, with {kind}{f' in {bits}' if bits else ''} (quantization_config in its "
-                "config.json). Training starts from whole weights: choose the model it was made from; the method 'qlora' "
-                "quantises that to 4 bits while loading"
+                f"{self.name} was saved quantised, with {quantised.get('quant_method', 'an unknown method')} "
+                "(quantization_config in its config.json). Training starts from whole weights: choose the model it was made "
+                "from; the method 'qlora' quantises that to 4 bits while loading"
             )
         return config
 
     @cached_property
     def shape(self) -> Shape:
-        """The model's sizes.
-
-        Raises:
-            ModelError: for a model that is no causal language model, or whose configuration is damaged.
-        """
+        """The model's sizes; ModelError for a model that is no causal language model."""
         with reading(self.folder):
             try:
                 return Shape.of(self.config)
@@ -89,11 +76,7 @@ class Base:
                 ) from None
 
     def require_positions(self, rows: list) -> None:
-        """Refuse encoded rows (:class:`helpers.data.Example`) that are longer than the model has positions.
-
-        Raises:
-            ModelError: says how long the longest is.
-        """
+        """Raise ModelError for encoded rows (:class:`helpers.data.Example`) that are longer than the model has positions."""
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(row.input_ids) for row in rows)
         if positions and longest > positions:
@@ -104,11 +87,7 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits over the weight files.
-
-        Raises:
-            ModelError: if there are none.
-        """
+        """Sixteen hexadecimal digits over the weight files."""
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise ModelError(f"{shown(self.folder)} holds no *.safetensors file; other weight formats are not loaded")
@@ -134,28 +113,19 @@ def resolve(settings: Settings) -> Base:
     if name == "smollm2-135m":
         return Base(name, _once(models_folder() / "smollm2-135m-instruct", _unpack_smollm2), None)
     folder = ROOT / Path(name).expanduser()  # an absolute path stays as it is
-    if (folder / "config.json").is_file():
-        return Base(name, folder, settings.revision or _commit(folder))
-    if Path(name).is_absolute() or name.startswith((".", "~")) or folder.is_dir():
-        raise ModelError(f"there is no model in {shown(folder)}: it holds no config.json")
-    try:
-        folder = fetch("model", name, settings.revision)
-    except HubError as error:
-        raise ModelError(f"{error}; or set model to a folder that holds a model") from None
-    return Base(name, folder, settings.revision or _commit(folder))
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit of a download, which lies in .../snapshots/<commit>."""
-    return folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None
+    if not (folder / "config.json").is_file():
+        if Path(name).is_absolute() or name.startswith((".", "~")) or folder.is_dir():
+            raise ModelError(f"there is no model in {shown(folder)}: it holds no config.json")
+        try:
+            folder = fetch("model", name, settings.revision)
+        except HubError as error:
+            raise ModelError(f"{error}; or set model to a folder that holds a model") from None
+    commit = folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None  # a download: .../snapshots/<commit>
+    return Base(name, folder, settings.revision or commit)
 
 
 def _once(folder: Path, make) -> Path:
-    """Let ``make`` fill a temporary folder, then move it into place whole, with a manifest of hashes.
-
-    Raises:
-        ModelError: for a folder in its place that this project did not make.
-    """
+    """Let ``make`` fill a temporary folder, then move it into place whole, with a manifest of hashes."""
     if (folder / MANIFEST).is_file() and read_manifest(folder):
         return folder
     check_replaceable(folder)
@@ -173,31 +143,18 @@ def _once(folder: Path, make) -> Path:
 
 def _make_tiny(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer trained on the bundled data: about 0.2 M parameters."""
-    from helpers.sources.conversations import read_conversations
-    from helpers.sources.questions import make_splits
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     texts = [row["question"] + " " + row["answer"] for row in make_splits(400, 0, 0)["train"]]
     texts += [turn["content"] for each in read_conversations() if not each["held_out"] for turn in each["messages"]]
-    raw = Tokenizer(models.BPE(unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel()]
-    )
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    raw, by_bytes = Tokenizer(models.BPE(unk_token="<unk>")), pre_tokenizers.ByteLevel()
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
     raw.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    raw.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = LLAMA2_TEMPLATE
+    options = {"special_tokens": [*special.values()], "initial_alphabet": by_bytes.alphabet(), "show_progress": False}
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=512, **options))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=LLAMA2_TEMPLATE, **special)
     tokenizer.save_pretrained(folder)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
@@ -226,11 +183,7 @@ def _unpack_smollm2(folder: Path) -> None:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise the 4-bit GGUF file of SmolLM2 to bf16 safetensors, with its tokenizer.
-
-    Raises:
-        ModelError: if it is not the file this project knows.
-    """
+    """Dequantise the 4-bit GGUF file of SmolLM2 to bf16 safetensors, with its tokenizer."""
     from transformers import GgufConfig
 
     if sha256(gguf) != SMOLLM2_SHA256:
@@ -245,12 +198,3 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         model.config._name_or_path = SMOLLM2_HUB_ID
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-if __name__ == "__main__":  # `make model`: fetch the base model of a profile before the first run
-    from helpers.settings import settings_for
-
-    try:
-        print(resolve(settings_for(sys.argv[1] if len(sys.argv) > 1 else "small")).folder)
-    except (ModelError, ValueError) as problem:
-        sys.exit(f"error: {problem}")

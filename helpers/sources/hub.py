@@ -1,8 +1,4 @@
-"""Fetching models and data sets from the Hugging Face hub: once, and from then on without a single request.
-
-The hub's own client tries again for minutes before it gives up. Here one short question comes first, so that a hub
-that is absent, silent or unwilling is answered within seconds, with the cause and the next step.
-"""
+"""Fetching models and data sets from the Hugging Face hub: once, and from then on without a single request."""
 
 from __future__ import annotations
 
@@ -25,15 +21,9 @@ class HubError(RuntimeError):
 
 
 def fetch(kind: str, name: str, revision: str | None = None) -> Path:
-    """The folder of a model or data set in the hub's cache, downloaded if it is not there whole.
+    """The folder of a model or a "dataset" in the hub's cache, downloaded if it is not there whole.
 
-    Args:
-        kind: "model" or "dataset".
-        name: as in "owner/name".
-        revision: a commit of 40 digits; None for what the branch ``main`` was when it was first fetched.
-
-    Raises:
-        HubError: with the cause and the next step.
+    ``revision`` is a commit of 40 digits; None stands for what the branch ``main`` was when it was first fetched.
     """
     patterns = {"allow_patterns": WANTED[kind], "ignore_patterns": UNWANTED}
     options = {"repo_type": kind, "revision": revision, "etag_timeout": SECONDS} | patterns
@@ -46,17 +36,15 @@ def fetch(kind: str, name: str, revision: str | None = None) -> Path:
     try:
         _check_reachable(kind, name, revision, patterns)
         folder = Path(snapshot_download(name, **options))
-    except HubError:
-        raise
     except Exception as error:
-        raise HubError(explain(error, kind, name, revision)) from None
+        raise error if isinstance(error, HubError) else HubError(explain(error, kind, name, revision)) from None
     if revision is None:
         print(f"{name}: no revision is pinned, so this is its latest, {folder.name}; the record keeps it")
     return folder
 
 
 def _check_reachable(kind: str, name: str, revision: str | None, patterns: dict) -> None:
-    """One look at the repository, at one of its files and at the free space of the disk, without any second try."""
+    """Ask once for the repository and one of its files, since the client itself would try for minutes; look at the disk."""
     info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=SECONDS)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     wanted = list(filter_repo_objects(sizes, **patterns))
@@ -65,39 +53,28 @@ def _check_reachable(kind: str, name: str, revision: str | None, patterns: dict)
     get_hf_file_metadata(hf_hub_url(name, wanted[0], repo_type=kind, revision=info.sha), timeout=SECONDS)
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(sizes[file] for file in wanted), shutil.disk_usage(cache).free
+    needed, free = sum(sizes[file] for file in wanted) / 1e9, shutil.disk_usage(cache).free / 1e9
     if needed > free:
-        disk = f"{name} takes {needed / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free"
-        raise HubError(f"{disk}: make room, or set HF_HOME to a folder on another disk")
+        disk = f"the disk of {cache} has {free:.1f} GB free: make room, or set HF_HOME to a folder on another disk"
+        raise HubError(f"{name} takes {needed:.1f} GB and {disk}")
 
 
 def explain(error: Exception, kind: str, name: str, revision: str | None = None) -> str:
     """Cause and next step of what the hub's client raised when it was asked for something."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    thing = "data set" if kind == "dataset" else "model"
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its terms on {page}, then log in with `hf auth login` and run this again"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r}: take the 40 digits of a commit from {page}/commits/main"
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "if it is private, log in with `hf auth login` (`hf auth whoami` shows your account)"
-        return f"the hub has no {thing} {name!r}, or it is private: check the spelling on {page}; {private}"
-    if status == 401:
-        return "the hub refuses your token: log in again with `hf auth login`, or unset HF_TOKEN if that is old"
-    if status == 429:
-        return f"the hub limits requests from here (429, asked for {name}): wait some minutes, or log in with `hf auth login`"
-    if isinstance(error, errors.HfHubHTTPError):
-        return (
-            f"the hub answers {status} for {name}: that is on its side; try again later (https://status.huggingface.co)"
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set: unset it once, with a network, to fetch it"
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # of the client that huggingface_hub happens to use
-    if "TimeoutException" in kinds:
-        return (
-            f"{constants.ENDPOINT} gave no answer within {SECONDS} seconds (asked for {name}): check network and proxy"
-        )
-    if kinds & {"NetworkError", "ProxyError", "ProtocolError"}:
-        return f"no connection to {constants.ENDPOINT} ({error}; asked for {name}): check network and proxy"
-    return f"{name} could not be fetched ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        return f"the hub has no {kind} {name!r}, or it is private: check the spelling on {page}; {private}"
+    if status := getattr(getattr(error, "response", None), "status_code", None):
+        remedies = {
+            401: "it refuses your token; log in again with `hf auth login`, or unset HF_TOKEN if that is old",
+            429: "it limits requests from here; wait some minutes, or log in with `hf auth login`",
+        }
+        remedy = remedies.get(status, "that is on its side; try again later (https://status.huggingface.co)")
+        return f"the hub answers {status} for {name}: {remedy}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"asking {constants.ENDPOINT} for {name} failed ({reason}): check network, proxy and free space"

@@ -16,6 +16,7 @@ from helpers.settings import shown
 from helpers.storage import sha256_if_there
 
 MANIFEST = "manifest.json"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ModelError(RuntimeError):
@@ -24,11 +25,7 @@ class ModelError(RuntimeError):
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn whatever the libraries raise for files that they cannot use into one sentence.
-
-    Raises:
-        ModelError: names the folder and the cause.
-    """
+    """Turn whatever the libraries raise for the files of a folder into one ModelError."""
     try:
         yield
     except BaseException as error:  # a damaged configuration can make a library raise anything
@@ -67,35 +64,25 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that the manifest of a folder lists.
-
-    Raises:
-        FileNotFoundError: if there is no manifest.
-        ModelError: if it is damaged, or leaves out a weight file.
-    """
+    """The sha256 of each file by its name; ModelError if the manifest is damaged or leaves out a weight file."""
     path = folder / MANIFEST
     remedy = "if this project made the folder, delete it and make or fetch it again"
     hashes = read_json(path, lambda reason: ModelError(f"{reason}; {remedy}"))
-    for name, digest in hashes.items():
-        if "/" in name or len(name) > 255 or name in ("", ".", "..") or not re.fullmatch("[0-9a-f]{64}", str(digest)):
-            raise ModelError(f"{shown(path)} is damaged: {name[:60]!r} is not a file name with its sha256; {remedy}")
+    if not all(_SHA256.fullmatch(str(digest)) for digest in hashes.values()):
+        raise ModelError(f"{shown(path)} is damaged: it should hold file names with their sha256; {remedy}")
     if unlisted := {f.name for f in folder.glob("*.safetensors")} - hashes.keys():
         raise ModelError(f"{shown(path)} does not list {min(unlisted)}, so nobody vouches for that file")
     return hashes
 
 
 def check_files(folder: Path) -> None:
-    """Compare the files of a model with their hashes: those of the manifest, or of the hub's cache.
-
-    Raises:
-        ModelError: names the first file that is missing or differs.
-    """
+    """Compare the files of a model with the hashes of its manifest or of the hub's cache; ModelError names one that differs."""
     again = f"delete the folder {shown(folder)} and run the notebook that made it again"
     try:
         expected = read_manifest(folder)
     except FileNotFoundError:  # the hub's cache names the content of each large file by its sha256
         stored = {f.name: f.resolve().name for f in folder.iterdir() if f.is_symlink()}
-        expected = {name: digest for name, digest in stored.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+        expected = {name: digest for name, digest in stored.items() if _SHA256.fullmatch(digest)}
         again = None
     for name, digest in zip(expected, hash_files([folder / name for name in expected]), strict=True):
         if digest != expected[name]:
@@ -118,18 +105,16 @@ def check_replaceable(folder: Path, ours: tuple[str, ...] = ()) -> None:
     Raises:
         ModelError: says what is there.
     """
+    names = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
+    known = {MANIFEST, "README.md", *ours} if ours or MANIFEST in names else set()  # PEFT writes a README
+    if MANIFEST in names - set(ours):
+        known |= read_manifest(folder).keys()
     if folder.is_symlink():
         found = f"is a link to {os.readlink(folder)}"
-    elif not folder.exists():
-        return
-    elif not folder.is_dir():
+    elif folder.exists() and not folder.is_dir():
         found = "is a file"
+    elif names <= known:
+        return
     else:
-        names = {f.name for f in folder.iterdir()}
-        known = {MANIFEST, "README.md", *ours} if ours or MANIFEST in names else set()  # PEFT writes a README
-        if not names <= known and MANIFEST in names:
-            known |= read_manifest(folder).keys()
-        if names <= known:
-            return
         found = f"holds {min(names - known)!r}, which this project did not write"
     raise ModelError(f"{shown(folder)} {found}, so it is left alone: move it away, or choose another folder")

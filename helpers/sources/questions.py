@@ -1,8 +1,6 @@
-"""The bundled scored questions: the arithmetic of fine-tuning, with worked, checkable answers.
+"""The bundled scored questions, the arithmetic of fine-tuning with worked answers, and how any final answer is read.
 
-Every answer ends in ``The answer is: N`` with an integer N, so a machine scores a reply exactly. A *problem* is a family
-plus its operands; a *question* is a problem in one phrasing. Problems are dealt out to the splits first and phrased
-afterwards, so the test asks numbers that training never saw, in no order, and in phrasings that training never saw.
+A *problem* is a family plus its operands; a *question* is a problem in one phrasing.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ from itertools import product
 from pathlib import Path
 
 ANSWER_MARK = "The answer is:"
-FILE = Path(__file__).with_name("questions.toml")
+# the families by name: phrasings, held_out and practice phrasings and the working, as str.format templates
+FAMILIES: dict[str, dict] = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
 HARDER = 3  # the operands of a harder question are this many times those of the others
 _MEMORY = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)  # GB of a device
 
@@ -56,11 +55,6 @@ def _problems(family: str, s: int = 1) -> Iterator[dict]:
                 yield {"steps": steps * s, "seconds": seconds, "answer": steps * seconds * s}
 
 
-def families() -> dict[str, dict]:
-    """The families of questions by name: ``phrasings``, ``held_out`` and ``practice`` phrasings and ``working``, as str.format templates."""
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
-
-
 def _given(problem: dict) -> list[int]:
     """The numbers that a question states, in order of size."""
     return sorted(n for name, n in problem.items() if name not in ("precision", "bytes", "sum", "both", "answer"))
@@ -75,7 +69,9 @@ def _groups(family: str, rng: random.Random) -> list[list[dict]]:
 
 
 def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: int = 0) -> dict[str, list[dict]]:
-    """Generate the scored questions, all families in equal parts.
+    """Generate the scored questions, all families in equal parts. Every answer ends in ``The answer is: N``, an integer.
+
+    Problems are dealt out to the splits first and phrased afterwards.
 
     Args:
         train, validation: rows in phrasings that training sees; the numbers of ``validation`` are new.
@@ -89,14 +85,14 @@ def make_splits(train: int, validation: int, test: int, harder: int = 0, seed: i
     Raises:
         ValueError: if a split asks for more rows than the families can give.
     """
-    rng, every = random.Random(seed), families()
+    rng = random.Random(seed)
     sizes = {"harder": harder, "test": test, "validation": validation, "train": train}
     splits: dict[str, list[dict]] = {name: [] for name in sizes}
-    for position, (family, words) in enumerate(every.items()):
+    for position, (family, words) in enumerate(FAMILIES.items()):
         groups, largest = _groups(family, rng), max(_given(p)[-1] for p in _problems(family))
         beyond = [p for p in _problems(family, HARDER) if _given(p)[-1] > largest]
         for split, rows in sizes.items():
-            share = rows // len(every) + (position < rows % len(every))
+            share = rows // len(FAMILIES) + (position < rows % len(FAMILIES))
             phrasings = words["held_out" if split in ("test", "harder") else "phrasings"]
             if split == "train":  # what is left, in every phrasing
                 questions = [(p, phrasing) for group in groups for p in group for phrasing in phrasings]
@@ -126,7 +122,7 @@ def practice_questions(each: int, held_out: set[str], seed: int = 0) -> list[dic
         seed: the same seed gives the same rows.
     """
     rng, rows = random.Random(seed), []
-    for family, words in families().items():
+    for family, words in FAMILIES.items():
         known = words["phrasings"] + words["held_out"]
         groups = _groups(family, rng)
         groups = [g for g in groups if held_out.isdisjoint(text.format(**p) for p in g for text in known)]

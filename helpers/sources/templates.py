@@ -1,8 +1,6 @@
 """Chat templates: how a conversation is written for a model, and which tokens end its turn.
 
-A template is a small program of the model's. Nothing is assumed of it: the end of a turn is looked up in what it writes,
-and what it leaves out of a conversation is reported. A template that writes today's date gets :data:`DATE`, so that rows
-and fingerprints of a series do not change at midnight.
+A template is a small program of the model's, so nothing is assumed of it: what it writes is looked at.
 """
 
 from __future__ import annotations
@@ -15,26 +13,17 @@ from contextlib import contextmanager
 from datetime import date
 from functools import lru_cache
 from os.path import commonprefix  # of any lists
+from pathlib import Path
 
 from helpers.settings import IGNORED
 from helpers.sources.manifest import ModelError
 from helpers.sources.rows import DataError, answers_to_learn
 
-DATE = date(2024, 7, 26)  # what Llama 3's template writes where there is no clock
+DATE = date(2024, 7, 26)  # written in place of today's, so that no row changes at midnight
 SECONDS = 10  # that a template may take for one conversation
+LLAMA2_TEMPLATE = Path(__file__).with_name("llama2.jinja").read_text(encoding="utf-8")
 _CLOCK = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 _ASKED, _ANSWERED, _CALLED = "qwertz", "asdfgh", "yxcvbn"  # what the probes say: found again in the written text
-
-LLAMA2_TEMPLATE = (  # as Llama 2 was trained: each turn of the user opens with <s>, each answer closes with </s>
-    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + "
-    "'\n<</SYS>>\n\n' %}{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}"
-    "{% endif %}{% for m in messages %}{% for mark in ['[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'] %}{% if mark in m['content'] %}"
-    "{{ raise_exception('a text holds the marker ' + mark) }}{% endif %}{% endfor %}{% endfor %}{% for m in turns %}"
-    "{% if m['role'] != (loop.index0 % 2 == 0 and 'user' or 'assistant') %}"
-    "{{ raise_exception('after the system message, user and assistant must alternate') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + "
-    "m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 
 
 class RewritesEarlierTurns(DataError):
@@ -42,18 +31,16 @@ class RewritesEarlierTurns(DataError):
 
 
 def render(tokenizer, messages: list[dict], tools: list[dict] | None = None, answer_next: bool = False) -> str:
-    """A conversation as the model's chat template writes it, special tokens included.
+    """A conversation as the model's chat template writes it, special tokens included, dated :data:`DATE`.
 
-    Args:
-        answer_next: end with what opens an answer, for the model to go on from.
-
-    Raises:
-        DataError: if the template refuses the conversation or fails on it.
-        ModelError: if it does not come to an end, as it would not for other conversations either.
+    With ``answer_next``, it ends with what opens an answer. DataError for a conversation that the template refuses.
     """
     messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     try:
-        template = _with_date(tokenizer.get_chat_template(tools=tools))
+        template = tokenizer.get_chat_template(tools=tools)
+        template = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), template)
+        if "strftime_now(" in template:
+            raise ValueError("it writes today's date in a form that cannot be replaced, so rows would change every day")
         with _time_limit():
             return tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=template, add_generation_prompt=answer_next, tokenize=False
@@ -67,42 +54,27 @@ def render(tokenizer, messages: list[dict], tools: list[dict] | None = None, ans
         raise DataError(f"the chat template of this model refuses it: {reason}") from None
 
 
-def writes_date(tokenizer) -> bool:
-    """Whether the chat template writes today's date, which :func:`render` replaces with :data:`DATE`."""
-    return "strftime_now" in str(tokenizer.chat_template)
-
-
-def _with_date(template: str) -> str:
-    dated = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), template)
-    if "strftime_now(" in dated:
-        raise ValueError("it writes today's date in a form that cannot be replaced, so the rows would change every day")
-    return dated
-
-
 @contextmanager
 def _time_limit():
-    """Stop what runs longer than :data:`SECONDS`, where the system has timers and this is the main thread."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    """Stop what runs longer than :data:`SECONDS`; only the main thread can be stopped."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_):
         raise TimeoutError
 
-    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def end_tokens(tokenizer) -> set[int]:
-    """The tokens that end a turn of the model, as its chat template writes them; empty where it writes none.
-
-    They need not be ``eos_token``: Gemma ends a turn with ``<end_of_turn>``, Phi-3 with ``<|end|>``, and GPT-OSS a tool call with
-    ``<|call|>``.
-    """
+    """The tokens that end a turn, as the model's chat template writes them: ``<end_of_turn>`` and not EOS for Gemma."""
     return set(_end_tokens(tokenizer, str(tokenizer.chat_template)))
 
 
@@ -116,29 +88,22 @@ def _end_tokens(tokenizer, template: str) -> frozenset[int]:
     def after(probe: str, *messages: dict, answer_next: bool = False) -> list[int]:
         """The added tokens behind the last place of the probe; none where the template refuses or leaves out the probe."""
         try:
-            text = render(tokenizer, list(messages), answer_next=answer_next)
+            _, found, tail = render(tokenizer, list(messages), answer_next=answer_next).rpartition(probe)
         except DataError:
             return []
-        tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
-        ids = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in added]
+        ids = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in added] if found else []
         return [i for i in ids if added[i]] or ids
 
-    last, in_between = (
-        after(_ANSWERED, question, answer),
-        after(_ANSWERED, question, answer, question, answer_next=True),
-    )
+    last = after(_ANSWERED, question, answer)
+    in_between = after(_ANSWERED, question, answer, question, answer_next=True)
     shared = commonprefix([last, in_between])  # without the end of the whole text, as Phi-3 writes one
     ends = {tokenizer.eos_token_id} & set(shared) or set(shared[:1] or last[-1:])
-    if not ends & set(called := after(_CALLED, question, call)):
-        ends |= set(called[-1:])
-    return frozenset(ends)
+    called = after(_CALLED, question, call)
+    return frozenset(ends if ends & set(called) else ends | set(called[-1:]))
 
 
-def left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> str | None:
-    """What a template left out when it wrote a conversation that ends with an answer, or None.
-
-    The reasoning of earlier answers may be missing: models that reason never see it again.
-    """
+def _left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: str) -> str | None:
+    """What a template left out when it wrote a conversation; reasoning of earlier answers may be, as no model sees it again."""
 
     def written_without(message: dict, key: str) -> bool:
         rest = [{k: v for k, v in m.items() if m is not message or k != key} for m in messages]
@@ -160,20 +125,9 @@ def left_out(tokenizer, messages: list[dict], tools: list[dict] | None, text: st
 def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None = None) -> tuple[list[int], list[int]]:
     """The tokens of a conversation up to its last answer to learn, and the label of each: in such answers itself, else -100.
 
-    Raises:
-        DataError: if a text holds a special token, or the template refuses the conversation, leaves something out, does not
-            end an answer, or (:class:`RewritesEarlierTurns`) does not leave earlier turns as they were.
+    DataError if a text holds a special token, or the template refuses the conversation, leaves something out, does not end
+    an answer, or (:class:`RewritesEarlierTurns`) does not leave earlier turns as they were.
     """
-
-    def ids_of(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def ids_behind(text: str) -> list[int]:
-        """Tokens of a text that goes on: some tokenizers put a space before what they take for a beginning."""
-        border = "x" if text[0].isspace() else "\n"
-        before, ids = ids_of(border), ids_of(border + text)
-        return ids[len(before) :] if ids[: len(before)] == before else ids_of(text)
-
     content = json.dumps([messages, tools], ensure_ascii=False, default=str)
     special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     if mark := next((token for token in special if json.dumps(token, ensure_ascii=False)[1:-1] in content), None):
@@ -181,16 +135,11 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
             f"a text holds {mark!r}, which this model reads as a command and not as text; take it out, or give the row as "
             "one text in Llama 2's form, which is taken apart"
         )
-    turns = []
-    for turn in answers_to_learn(messages):
-        prompt, text = _asked_and_answered(tokenizer, messages[: turn + 1], tools)
-        asked, ids = ids_of(prompt), ids_of(text)
-        if ids[: len(asked)] != asked:  # a token would reach across the border, where the model is asked without it
-            ids = asked + ids_behind(text[len(prompt) :])
-        turns.append((len(asked), ids))
+    turns = [_turn(tokenizer, messages[: n + 1], tools) for n in answers_to_learn(messages)]
     if not turns:
         raise DataError("there is no answer to learn from")
-    ends, labels = end_tokens(tokenizer), [IGNORED] * len(ids)
+    ids, ends = turns[-1][1], end_tokens(tokenizer)
+    labels = [IGNORED] * len(ids)
     for start, answered in turns:
         stop = max((i + 1 for i in range(start, len(answered)) if answered[i] in ends), default=0)
         if not stop:
@@ -204,10 +153,14 @@ def tokens_and_labels(tokenizer, messages: list[dict], tools: list[dict] | None 
     return ids, labels
 
 
-def _asked_and_answered(tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
-    """A conversation that ends with an answer, as the template writes it without that answer and with it."""
+def _turn(tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[int, list[int]]:
+    """A conversation that ends with an answer: the number of tokens that ask for the answer, and all tokens."""
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     prompt, text = render(tokenizer, messages[:-1], tools, answer_next=True), render(tokenizer, messages, tools)
-    if lost := left_out(tokenizer, messages, tools, text):
+    if lost := _left_out(tokenizer, messages, tools, text):
         raise DataError(
             f"the chat template of this model leaves out {lost}: use a template that writes it, or rows without it"
         )
@@ -216,4 +169,11 @@ def _asked_and_answered(tokenizer, messages: list[dict], tools: list[dict] | Non
             f"the chat template asks for an answer with {prompt[-20:]!r} and then writes the answer without it, so the model "
             "would not be asked as it was trained: give the reasoning of the answers, or use another chat template"
         )
-    return prompt, text
+    asked, ids = ids_of(prompt), ids_of(text)
+    if ids[: len(asked)] == asked:
+        return len(asked), ids
+    # a token would reach across the border where the model is asked; some tokenizers put a space before a first word
+    answer = text[len(prompt) :]
+    border = "x" if answer[0].isspace() else "\n"
+    before, behind = ids_of(border), ids_of(border + answer)
+    return len(asked), asked + (behind[len(before) :] if behind[: len(before)] == before else ids_of(answer))

@@ -1,13 +1,12 @@
-"""Archives of finished runs: an uncompressed zip of one run (record, adapter or model) with a manifest of sha256 hashes.
+"""Archives of finished runs: an uncompressed zip of one run, with its record and its adapter or model.
 
-Nothing is unpacked that the manifest does not name, that has another hash, that belongs to another base model, or that is
-larger than the archive or the free space of the disk.
+Nothing is unpacked that the record does not list, that belongs to another base model, or that is larger than the archive
+or the free space of the disk. The zip finds damaged bytes, and the manifest beside the weights has their sha256.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -15,14 +14,12 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from helpers import records
-from helpers.records import RecordError, RunRecord, parse_json, sha256
+from helpers.records import FILE_NAME, RecordError, RunRecord
 from helpers.settings import Settings, shown
-from helpers.sources import MANIFEST, resolve
+from helpers.sources import resolve
 
 ORIGIN = "origin: catch-up"
 SUFFIXES = {".json", ".safetensors", ".jinja", ".md", ".txt", ".model"}  # data only: nothing that could be executed
-KEYS = {"profile": str, "run": str, "base": str, "files": dict}
-MANIFEST_BYTES = 1_000_000  # at most
 
 
 class CatchUpError(RuntimeError):
@@ -52,24 +49,19 @@ def pack(settings: Settings, method: str, folder: Path) -> Path:
         raise CatchUpError(f"{error}: run the series with this profile first") from None
     if is_shipped(record):
         raise CatchUpError(f"{shown(run)} is itself a catch-up; pack runs where they were made")
-    found = sorted(f for f in run.rglob("*") if f.is_file() and not f.is_symlink() and f.suffix in SUFFIXES)
-    files = {file.relative_to(run).as_posix(): file for file in found}
-    _require_result(record, {name: file.stat().st_size for name, file in files.items()}, shown(run))
-    manifest = {"profile": settings.profile, "run": run.name, "base": resolve(settings).fingerprint}
-    manifest["files"] = {name: sha256(file) for name, file in files.items()}
+    _require_result(record, run, shown(run))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / archive_name(settings.profile, run.name)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         with zipfile.ZipFile(Path(scratch, target.name), "w") as archive:  # weights do not compress
-            archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
-            for name, file in files.items():
-                archive.write(file, name)
+            for name in _packed(record):
+                archive.write(run / name, name)
         os.replace(Path(scratch, target.name), target)
     return target
 
 
 def unpack(archive: Path, method: str, settings: Settings, target: Path) -> None:
-    """Write the run of an archive into a new folder that has the run's name: each file checked, the record marked.
+    """Write the run of an archive into a new folder that has the run's name, and mark its record.
 
     Raises:
         CatchUpError: for an archive that is damaged, too large, or of another run, base model or data.
@@ -77,16 +69,12 @@ def unpack(archive: Path, method: str, settings: Settings, target: Path) -> None
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            manifest = _read_manifest(packed, archive, target.name, settings)
-            members = {name: packed.getinfo(name) for name in manifest["files"]}
-            _check_sizes(members, archive, target.parent)
-            for name, expected in manifest["files"].items():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(name) as content, open(target / name, "wb") as file:
-                    shutil.copyfileobj(content, file)
-                if sha256(target / name) != expected:
-                    raise CatchUpError(f"{archive.name} is damaged: the hash of {name} is not the one in its manifest")
-        record = records.load(target)
+            _check_sizes(packed.infolist(), archive, target.parent)
+            packed.extract(FILE_NAME, target)
+            record = records.load(target)
+            _check_identity(record, method, settings, archive.name)
+            for name in _packed(record):
+                packed.extract(name, target)
     except CatchUpError:
         raise
     except RecordError as error:
@@ -94,61 +82,49 @@ def unpack(archive: Path, method: str, settings: Settings, target: Path) -> None
     except Exception as error:  # zipfile raises many kinds for a damaged archive
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which it is for a place outside of the file
             raise
-        what = f"damaged or not a catch-up archive ({type(error).__name__}: {error})"
+        what = f"damaged or not a catch-up archive ({type(error).__name__}: {str(error)[:200]})"
         raise CatchUpError(f"{archive.name} is {what}; fetch it again") from None
-    if (record.method, record.seed, record.model.get("fingerprint")) != (method, settings.seed, manifest["base"]):
-        raise CatchUpError(f"{archive.name}: its record is of another run than its name says")
-    for name in ("model", "data"):
-        shipped, wanted = record.settings.get(name), getattr(settings, name)
-        if shipped != wanted:
-            raise CatchUpError(f"the shipped {target.name} has {name} = {shipped!r}, your settings say {wanted!r}")
-    _require_result(record, {name: info.file_size for name, info in members.items()}, archive.name)
+    _require_result(record, target, archive.name)
     record.note = f"{ORIGIN}; trained on {record.device.get('name')}, finished {record.finished}"
     record.save(target)
 
 
-def _require_result(record: RunRecord, sizes: dict[str, int], where: str) -> None:
-    """Refuse a record whose result is not there: ``sizes`` in bytes, by path inside the run."""
-    expected = {name: size for name, size in record.files.items() if PurePosixPath(name).suffix in SUFFIXES}
-    if record.method != "base" and not any(name.endswith(".safetensors") for name in expected):
+def _packed(record: RunRecord) -> list[str]:
+    """The files of a run that belong into its archive: of a known kind, and no deeper than an adapter or a model lies."""
+    known = {name for name in record.files if PurePosixPath(name).suffix in SUFFIXES and name.count("/") < 3}
+    return sorted(known | {FILE_NAME})
+
+
+def _require_result(record: RunRecord, folder: Path, where: str) -> None:
+    """Refuse a record whose files are not all in its folder."""
+    if record.method != "base" and not any(name.endswith(".safetensors") for name in record.files):
         raise CatchUpError(f"{where}: the record lists no weights, so there is nothing to continue with")
-    if wrong := [name for name, size in expected.items() if sizes.get(name) != size]:
-        raise CatchUpError(f"{where}: {wrong[0]} is missing or has another size than the record says")
+    if lost := [name for name in records.lost_files(record, folder) if name in _packed(record)]:
+        raise CatchUpError(f"{where}: {lost[0][:200]!r} is missing or has another size than the record says")
 
 
-def _read_manifest(packed: zipfile.ZipFile, archive: Path, run: str, settings: Settings) -> dict:
-    """The manifest, if it is of this run, names only files that a run has, and was made with the base model that is here."""
-    info = packed.getinfo(MANIFEST)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > MANIFEST_BYTES:
-        raise CatchUpError(f"{archive.name} is not a catch-up archive: its manifest is compressed or too large")
-    manifest = parse_json(packed.read(MANIFEST), f"the manifest of {archive.name}", CatchUpError, KEYS)
-    given, wanted = (manifest["profile"], manifest["run"]), (settings.profile, run)
-    if given != wanted:
-        raise CatchUpError(f"{archive.name} holds {' '.join(given)}, and {' '.join(wanted)} is wanted")
-    for name in manifest["files"]:
-        path = PurePosixPath(name)
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or "\\" in name
-            or path.suffix not in SUFFIXES
-            or len(path.parts) > 3
-        ):
-            raise CatchUpError(f"{archive.name} names a file that no run has ({name[:99]!r}): it was not unpacked")
-    here = resolve(settings).fingerprint
-    if manifest["base"] != here:
+def _check_identity(record: RunRecord, method: str, settings: Settings, name: str) -> None:
+    """Refuse a run that is not the wanted one, or that was made from another base model or other data than here."""
+    held, wanted = (record.profile, record.method, record.seed), (settings.profile, method, settings.seed)
+    if held != wanted:
+        raise CatchUpError(f"{name} holds {' '.join(map(str, held))}, and {' '.join(map(str, wanted))} is wanted")
+    base, here = record.model.get("fingerprint"), resolve(settings).fingerprint
+    if base != here:
         raise CatchUpError(
-            f"{archive.name} was made on another base model (weights {manifest['base']}, yours are {here}): its adapters "
-            "would load here and answer nonsense"
+            f"{name} was made on another base model (weights {base}, yours are {here}): its adapters would load here and "
+            "answer nonsense"
         )
-    return manifest
+    for setting in ("model", "data"):
+        shipped, own = record.settings.get(setting), getattr(settings, setting)
+        if shipped != own:
+            raise CatchUpError(f"the run in {name} has {setting} = {shipped!r}, your settings say {own!r}")
 
 
-def _check_sizes(members: dict[str, zipfile.ZipInfo], archive: Path, folder: Path) -> None:
+def _check_sizes(members: list[zipfile.ZipInfo], archive: Path, folder: Path) -> None:
     """Refuse, before anything is written, an archive that holds more than it weighs, or more than the disk has room for."""
-    if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in members.values()):
+    if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in members):
         raise CatchUpError(f"{archive.name} is compressed or encrypted, which no catch-up archive is: fetch it again")
-    size, free = sum(info.file_size for info in members.values()), shutil.disk_usage(folder).free
+    size, free = sum(info.file_size for info in members), shutil.disk_usage(folder).free
     if size > archive.stat().st_size:
         raise CatchUpError(f"{archive.name} is damaged: it claims to hold more than its own size; fetch it again")
     if size > free:

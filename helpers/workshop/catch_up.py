@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from helpers import records
@@ -17,19 +14,7 @@ from helpers.settings import ROOT, Settings, shown
 from helpers.sources import models_folder
 from helpers.workshop.archives import CatchUpError, archive_name, is_shipped, unpack
 
-
-def methods_of(notebook: str) -> list[str]:
-    """The methods whose finished runs a notebook leaves, such as base and lora.
-
-    Raises:
-        CatchUpError: if there is no such notebook, or it leaves no run.
-        UsageError: if its file is damaged.
-    """
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    methods = promised(path) if path.is_file() else []
-    if not methods:
-        raise CatchUpError(f"{notebook!r} is not a notebook that leaves a run; try 02_lora_train or 03_full_train")
-    return methods
+import httpx
 
 
 def catch_up(notebook: str, settings: Settings, source: str | Path | None = None) -> None:
@@ -46,8 +31,10 @@ def catch_up(notebook: str, settings: Settings, source: str | Path | None = None
         CatchUpError: if all the runs are there and one is your own, or an archive is missing, damaged or of another base.
         RecordError: if the record of a run that is there is damaged.
     """
-    series = settings.series_folder
-    runs = {f"{method}-s{settings.seed}": method for method in methods_of(notebook)}
+    series, path = settings.series_folder, ROOT / "notebooks" / f"{notebook}.ipynb"
+    runs = {f"{method}-s{settings.seed}": method for method in (promised(path) if path.is_file() else [])}
+    if not runs:
+        raise CatchUpError(f"{notebook!r} is not a notebook that leaves a run; try 02_lora_train or 03_full_train")
     finished = {run: records.load(series / run) for run in runs if (series / run / FILE_NAME).is_file()}
     own, missing = [run for run in finished if not is_shipped(finished[run])], sorted(runs.keys() - finished.keys())
     if own and not missing:
@@ -68,22 +55,14 @@ def catch_up(notebook: str, settings: Settings, source: str | Path | None = None
     for run in runs:
         shipped = f"*** CATCH-UP: {run} was not trained here. {records.load(series / run).note} ***"
         print(f"{run}: your own run, kept" if run in own else shipped)
-    of_seed = [r for r in records.load_series(series) if r.seed == settings.seed and r.method != "base"]
-    devices = sorted({str(record.device.get("name")) for record in of_seed})
-    if len(devices) > 1:
-        print(
-            f"These runs come from {' and '.join(devices)}, and 04_compare does not compare devices. To compare, take all "
-            "runs from archives into a folder of their own: runs_dir = 'runs/catch-up' here, in catch_up and in 04_compare."
-        )
 
 
 def _put_in_place(run: Path, target: Path) -> None:
     """Move an unpacked run to its place; what an interrupted run left there is moved aside."""
     if os.path.lexists(target):  # it has no record, but perhaps checkpoints
-        what = f"a link to {os.readlink(target)}" if target.is_symlink() else "what an interrupted run left"
         aside = target.with_name(f"{target.name}-interrupted-{records.now().replace(':', '')}")
         os.rename(target, aside)
-        print(f"{target.name}: {what} is now in {shown(aside)}")
+        print(f"{target.name}: what was in its place is now in {shown(aside)}")
     os.rename(run, target)
 
 
@@ -108,16 +87,13 @@ def _download(address: str, target: Path) -> None:
         CatchUpError: for whatever the server or the network does instead.
     """
     try:
-        with urllib.request.urlopen(address, timeout=20) as answer:
-            size, free = answer.length, shutil.disk_usage(target.parent).free
-            if size is None or size > free:
-                raise CatchUpError(f"{address} has {size or 'no declared'} bytes and the disk has {free:,} free")
-            with open(target, "wb") as file:
-                shutil.copyfileobj(answer, file)
-    except urllib.error.HTTPError as error:
-        raise CatchUpError(f"{address} could not be fetched: the server answers {error.code} {error.reason}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        with httpx.stream("GET", address, timeout=20, follow_redirects=True) as answer, open(target, "wb") as file:
+            answer.raise_for_status()
+            size, free = int(answer.headers["content-length"]), shutil.disk_usage(target.parent).free
+            if size > free:
+                raise CatchUpError(f"{address} has {size:,} bytes and the disk has {free:,} free")
+            for piece in answer.iter_raw():
+                file.write(piece)
+    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CatchUpError(f"{address} could not be fetched ({reason}); check the address and the network") from None
-    if target.stat().st_size != size:
-        raise CatchUpError(f"{address} ended after {target.stat().st_size:,} of {size:,} bytes; try again")

@@ -136,7 +136,7 @@ def main() -> None:
         }  # fmt: skip
         table.write_text(json.dumps({
             "what": f"{given.shape} with random weights, made-up rows, {given.steps} steps",
-            "device": describe().to_dict(), "environment": environment(), "rows": list(rows.values()),
+            "device": vars(describe()), "environment": environment(), "rows": list(rows.values()),
         }, indent=1), encoding="utf-8")  # fmt: skip
         if end != "ok":
             break

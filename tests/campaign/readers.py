@@ -98,17 +98,17 @@ def archive(runs, folder: Path) -> Reader:
     whole = archives.pack(settings, "lora", folder)
     with zipfile.ZipFile(whole) as packed:
         members = {name: packed.read(name) for name in packed.namelist()}
-    (folder / MANIFEST).write_bytes(members.pop(MANIFEST))
+    (folder / records.FILE_NAME).write_bytes(members.pop(records.FILE_NAME))
 
     def ask():
         with zipfile.ZipFile(whole, "w") as packed:
-            for name, content in {MANIFEST: (folder / MANIFEST).read_bytes(), **members}.items():
+            for name, content in {records.FILE_NAME: (folder / records.FILE_NAME).read_bytes(), **members}.items():
                 packed.writestr(name, content)
         shutil.rmtree(folder / "lora-s0", ignore_errors=True)
         archives.unpack(whole, "lora", settings, folder / "lora-s0")
         assert not records.lost_files(records.load(folder / "lora-s0"), folder / "lora-s0")
 
-    return Reader(folder / MANIFEST, ask, (CatchUpError,))
+    return Reader(folder / records.FILE_NAME, ask, (CatchUpError,))
 
 
 def packed_report(folder: Path) -> Reader:

@@ -203,7 +203,7 @@ def test_a_finished_run_survives_a_later_training_that_fails(tmp_path, data, mon
             patch.setattr(Trainer, fails, full)
             train(settings.change(seed=0, learning_rate=0.02), data)
         assert {f: f.read_bytes() for f in settings.folder.rglob("*") if f.is_file()} == files
-    monkeypatch.setattr("helpers.training.save_adapter", full)
+    monkeypatch.setattr("helpers.engine.run.save_adapter", full)
     with pytest.raises(TrainingError, match="ran out of memory"):
         train(settings, data)
     assert {f: f.read_bytes() for f in settings.folder.rglob("*") if f.is_file()} == files

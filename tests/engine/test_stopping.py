@@ -7,7 +7,7 @@ import subprocess
 import sys
 import weakref
 
-import helpers.training as training
+import helpers.engine.run as run
 from helpers.engine.locks import locked
 from helpers.engine.preflight import Stopped, TrainingError
 from helpers.engine.trainer import Steps
@@ -24,15 +24,15 @@ SHORT = {"max_steps": 6, "save_steps": 2}
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("_load", "after step 0 of 6: no checkpoint was written yet"),
+        ("load", "after step 0 of 6: no checkpoint was written yet"),
         (1, "after step 1 of 6: no checkpoint was written yet, so run this cell again to start from the first step"),
         (5, "after step 5 of 6: the checkpoint of step 4 is kept, so run this cell again to continue from there"),
-        ("_save", "after step 6 of 6: the checkpoint of step 6 is kept"),
+        ("save", "after step 6 of 6: the checkpoint of step 6 is kept"),
     ],
 )
 def test_a_stop_says_what_is_kept_and_frees_the_model(tmp_path, data, monkeypatch, where, said):
     settings, models = settings_for("tiny", "lora", runs_dir=str(tmp_path), **SHORT), []
-    real, wrapped = Steps.on_log, training.to_train
+    real, wrapped = Steps.on_log, run.to_train
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -47,10 +47,10 @@ def test_a_stop_says_what_is_kept_and_frees_the_model(tmp_path, data, monkeypatc
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(training, "to_train", remembered)
+    monkeypatch.setattr(run, "to_train", remembered)
     monkeypatch.setattr(Steps, "on_log", on_log)
     if isinstance(where, str):
-        monkeypatch.setattr(training, where, stop)
+        monkeypatch.setattr(run.Run, where, stop)
     with pytest.raises(Stopped, match=f"you stopped the training {said}") as stopped:
         train(settings, data)
     gc.collect()

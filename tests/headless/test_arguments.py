@@ -76,11 +76,11 @@ def test_random_parameters_are_answered(text):
         ("data=my file.jsonl", "'file.jsonl' is not of the form name=value (no spaces"),
         ("max_steps=false", "max_steps must be of type int, not bool (False)"),
         ("max_steps=1e3", "max_steps must be of type int, not float (1000.0)"),
-        ("max_steps=0", "max_steps must be at least 1"),
+        ("max_steps=0", "max_steps must lie between 1 and 1,000,000"),
         ("learning_rate=fast", "learning_rate must be of type float, not str ('fast')"),
         ("learning_rate=nan", "learning_rate must be"),
         ("learning_rate=TRUE", "learning_rate must be of type float, not bool"),
-        ("seed=99999999999", "seed must be at most 4,294,967,295"),
+        ("seed=99999999999", "seed must lie between 0 and 4,294,967,295"),
         ({"seed": 1.5}, "seed must be of type int, not float"),
         ({"learning_rate": True}, "learning_rate must be of type float, not bool"),
     ],
@@ -97,10 +97,10 @@ def test_right_parameters_get_their_types():
     assert values == {"learning_rate": 1e-4, "seed": 1}
 
 
-@pytest.mark.parametrize("text", [f"hf_token={SECRET}", "api_key=1", "HF_TOKEN=x", "my_password=x", f"data={SECRET}"])
+@pytest.mark.parametrize("text", [f"hf_token={SECRET}", "api_key=1", f"{SECRET}=1", f"data={SECRET}"])
 def test_a_secret_as_a_parameter_is_refused(book, text):
     book.write("00_any", "1")
-    with pytest.raises(UsageError, match="looks like a secret: parameters are saved") as error:
+    with pytest.raises(UsageError, match="looks like a secret: parameters are saved|has a parameter") as error:
         book.run(parameters=text)
     assert SECRET not in str(error.value) and not book.out.exists(), "nothing was started"
 

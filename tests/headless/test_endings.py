@@ -9,7 +9,8 @@ import time
 from unittest import mock
 
 from helpers.headless.__main__ import EXIT
-from helpers.headless.execute import _death, reason
+from helpers.headless.execute import reason
+from helpers.headless.processes import ending
 from helpers.records import RunRecord
 from helpers.settings import ROOT
 
@@ -96,8 +97,9 @@ def test_a_reason_is_never_empty_nor_endless(name, text, code, why):
 
 
 def test_the_end_of_a_kernel_is_told_from_its_exit_code():
-    assert _death(-11).startswith("crashed (SIGSEGV) in compiled code") and _death(0) == "ended itself with exit code 0"
-    assert _death(-9) == _death(None) and "main memory ran out" in _death(-9)
+    assert ending(-11).startswith("was ended by SIGSEGV: if nobody sent it, compiled code crashed")
+    assert ending(0) == "ended itself with exit code 0"
+    assert ending(-9) == ending(None) and "main memory ran out" in ending(-9)
 
 
 @pytest.mark.parametrize("variable", ["FINE_TUNING_RUN", "MODELS_DIR", "HF_HOME"])

@@ -35,7 +35,7 @@ def passed(book, monkeypatch):
     (book.out / "notebooks").mkdir()
     for notebook, read in ((first, [code]), (second, [code, path])):
         used = status.used(notebook, given, states(notebook, given), [str(file) for file in read])
-        status.update(notebook, status="ok", **used)
+        status.update(notebook, status="ok", used=used, parameters=given)
         (book.out / "notebooks" / notebook.name).touch()
     book.files = {"rows": rows, "code": code, "record": path, "adapter": adapter, "status": book.out / "status.json"}
 
@@ -161,8 +161,8 @@ def test_a_damaged_status_counts_nothing_as_passed_and_is_named(passed, text):
 
 @pytest.mark.parametrize(
     "change",
-    [{"status": "fine"}, {"status": None}, {"used": []}, {"used": {}}, {"used": [1]}, {"digest": 1}, {"digest": None},
-     {"seconds": "long"}, {"cell": "2"}, {"why": ["x"]}, {"used": ["\0"]}],
+    [{"status": "fine"}, {"status": None}, {"used": []}, {"used": {}}, {"used": [1]}, {"used": None}, {"parameters": 1},
+     {"seconds": "long"}, {"cell": "2"}, {"why": ["x"]}, {"used": {"\0": "1"}}],
 )  # fmt: skip
 def test_a_damaged_entry_counts_as_never_run_and_the_others_stay(passed, change):
     content = json.loads(passed.files["status"].read_text())

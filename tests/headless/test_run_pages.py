@@ -49,10 +49,10 @@ def test_progress_on_a_terminal_is_one_line_that_fits(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
     run = Run("tiny", {}, "runs", 1, 1, None, None)
-    run._draw("  02_lora_train  cell 12 of 21  a long heading")
+    run.say("  02_lora_train  cell 12 of 21  a long heading", passing=True)
     assert capsys.readouterr().out == "\r\033[K  02_lora_train  cell 12 of 2"
-    run._draw("")
-    assert capsys.readouterr().out == "\r\033[K", "and is gone before the next lasting line"
+    run.say("02_lora_train  passed")
+    assert capsys.readouterr().out == "\r\033[K02_lora_train  passed\n", "it takes the place of the passing line"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def none_of_lora(tensors, name):
 
 
 WORDS = {missing: "lacks .*q_proj.lora_A.weight", renamed: "does not fit this base: it lacks", added: "holds .*layers.9",
-         not_a_number: "not finite", infinite: "not finite", too_narrow: "size mismatch", of_another_rank: "says rank 8",
+         not_a_number: "not finite", infinite: "not finite", too_narrow: "size mismatch", of_another_rank: "size mismatch",
          none_of_lora: "says rank 8"}  # fmt: skip
 
 
@@ -101,10 +101,11 @@ def test_pickled_weights_are_never_loaded(adapter, tiny):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"r": 10**9}, "says rank 1000000000, its weights have"),
+        ({"r": 10**9}, "says rank 1000000000, and its weights have 8"),
         ({"r": "8"}, "r should be of type int"),
         ({"r": 0}, "could not be read"),
-        ({"rank_pattern": {"q_proj": 10**12}}, "its weights have"),
+        ({"r": 4}, "size mismatch"),
+        ({"rank_pattern": {"q_proj": 10**12}}, "says rank 1000000000000, and its weights have 8"),
         ({"rank_pattern": [1]}, "could not be read"),
         ({"lora_alpha": "x"}, "could not be read"),
         ({"target_modules": 5}, "could not be read"),

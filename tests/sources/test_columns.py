@@ -122,11 +122,11 @@ def test_a_weight_of_zero_is_kept_and_what_follows_the_last_answer_to_learn_is_c
     ("row", "words"),
     [
         ({"question": "a", "answer": None}, "the assistant content is null, not text"),
-        ({"question": 7, "answer": "b"}, "the user content is 7 (int), not text"),
+        ({"question": 7, "answer": "b"}, "the user content is 7, not text"),
         ({"question": "a", "answer": "  "}, "the assistant content is blank: '  '"),
         ({"question": "\u200b\ufeff\u2060", "answer": "b"}, "the user content is blank"),
         ({"question": "a", "answer": "\u3164\u2800"}, "the assistant content is blank"),
-        ({"question": ["a"], "answer": "b"}, "the user content is ['a'] (list), not text"),
+        ({"question": ["a"], "answer": "b"}, "the user content is ['a'], not text"),
         ({"question": "a", "answer": "b\ud800"}, "holds half a character ('\\ud800')"),
         ({"text": None}, "the text is null, not text"),
         ({"text": "no structure"}, "this text has no [INST] question"),

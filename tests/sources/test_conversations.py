@@ -5,8 +5,7 @@ from collections import Counter
 
 from helpers.data import prepare
 from helpers.settings import settings_for
-from helpers.sources import read_conversations, split_conversations
-from helpers.sources.conversations import read_conversations as read_file
+from helpers.sources.conversations import FILE, UNRELATED, read_conversations, split_conversations
 
 import pytest
 
@@ -48,11 +47,14 @@ def test_the_test_rows_are_of_topics_that_training_never_sees():
     assert sum(map(len, splits.values())) == len(EVERY), "nothing is lost"
 
 
-@pytest.mark.parametrize("text", ["## a\n\nA: no question\n", "## a\n\nQ: one\nQ: two\n", "## a\n\njust text\n"])
-def test_a_line_out_of_turn_is_named(tmp_path, text):
-    (tmp_path / "own.md").write_text(text)
-    with pytest.raises(ValueError, match=r"own.md:\d+: expected a line"):
-        read_file(tmp_path / "own.md")
+@pytest.mark.parametrize("file", [FILE, UNRELATED])
+def test_every_line_is_a_topic_or_a_turn_in_its_place(file):
+    every = read_conversations(file)
+    for conversation in every:
+        roles = [m["role"] for m in conversation["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and roles, conversation
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert sum(len(c["messages"]) for c in every) == sum(line.startswith(("Q: ", "A: ")) for line in lines)
 
 
 def test_they_are_data_for_a_run(tokenizer):

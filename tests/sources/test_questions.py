@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from itertools import combinations
 
 from helpers.sources import answer_of, make_splits, practice_questions
-from helpers.sources.questions import families
+from helpers.sources.questions import FAMILIES
 
 import pytest
 
@@ -26,9 +26,9 @@ def numbers(row: dict) -> tuple:
 
 
 def test_every_family_has_phrasings_that_training_never_sees():
-    assert len(families()) == 10
+    assert len(FAMILIES) == 10
     assert all(
-        len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 and len(f["practice"]) == 5 for f in families().values()
+        len(f["phrasings"]) == 5 and len(f["held_out"]) == 2 and len(f["practice"]) == 5 for f in FAMILIES.values()
     )
 
 
@@ -68,7 +68,7 @@ def test_the_test_asks_each_family_in_phrasings_that_training_never_sees(splits)
     seen = {template(row) for name in ("train", "validation") for row in splits[name]}
     for name in ("test", "harder"):
         assert not seen & {template(row) for row in splits[name]}
-        assert {row["family"] for row in splits[name]} == set(families())
+        assert {row["family"] for row in splits[name]} == set(FAMILIES)
 
 
 def test_each_harder_question_states_a_number_larger_than_any_of_its_family(splits):
@@ -99,6 +99,6 @@ def test_practice_asks_new_numbers_in_phrasings_of_its_own(splits):
     assert len(rows) == len({row["question"] for row in rows}) == 600
     assert not {numbers(row) for row in rows} & {numbers(row) for row in held_out if row["family"] != "weights"}
     assert not {template(row) for row in rows} & {template(row) for some in splits.values() for row in some}
-    written = [(words["practice"], words["phrasings"] + words["held_out"]) for words in families().values()]
+    written = [(words["practice"], words["phrasings"] + words["held_out"]) for words in FAMILIES.values()]
     alike = max(SequenceMatcher(None, a, b).ratio() for new, known in written for a in new for b in known)
     assert alike < 0.85

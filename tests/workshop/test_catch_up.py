@@ -69,15 +69,6 @@ def test_a_run_of_ones_own_is_never_replaced(archives, seat, runs, capsys):
         catch_up("03_full_train", seat, archives)
 
 
-def test_runs_of_two_devices_are_reported_as_not_comparable(archives, seat, runs, capsys):
-    own = records.load(runs.full.folder)
-    own.device |= {"name": "a card of my own"}
-    shutil.copytree(runs.full.folder, seat.series_folder / "full-s0")
-    own.save(seat.series_folder / "full-s0")
-    catch_up("02_lora_train", seat, archives)
-    assert "a card of my own, and 04_compare does not compare devices" in capsys.readouterr().out
-
-
 def an_interrupted_run(folder):
     (folder / "checkpoints").mkdir(parents=True)
     return lambda aside: (aside / "checkpoints").is_dir()
@@ -113,7 +104,9 @@ def test_what_stands_in_the_place_of_a_run_is_moved_aside_and_named(archives, se
 
 
 def test_other_data_than_ones_own_is_refused(archives, seat):
-    with pytest.raises(CatchUpError, match="the shipped base-s0 has data = 'bundled', your settings say 'mine.jsonl'"):
+    with pytest.raises(
+        CatchUpError, match="the run in catch-up-tiny-base-s0.zip has data = 'bundled', your settings say 'mine.jsonl'"
+    ):
         catch_up("02_lora_train", seat.change(data="mine.jsonl"), archives)
 
 
@@ -129,9 +122,7 @@ def test_it_comes_over_the_network_of_the_room(archives, seat, tmp_path):
             assert server.poll() is None
             time.sleep(0.05)
         address = f"http://127.0.0.1:{port}"
-        with pytest.raises(
-            CatchUpError, match="catch-up-tiny-base-s0.zip could not be fetched: .* answers 404 File not"
-        ):
+        with pytest.raises(CatchUpError, match="catch-up-tiny-base-s0.zip could not be fetched .*404 File not"):
             catch_up("02_lora_train", seat, f"{address}/elsewhere/")
         catch_up("02_lora_train", seat, address)
     finally:
@@ -161,13 +152,13 @@ def answer(kind: str, handler) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("401", "answers 401 Unauthorized"),
-        ("403", "answers 403 Forbidden"),
-        ("500", "answers 500 Internal"),
-        ("503", "answers 503 Service"),
-        ("no size", "has no declared bytes"),
-        ("breaks off", "ended after 2 of 1,000 bytes"),
-        ("too large", "1000000000000000000 bytes and the disk has"),
+        ("401", "401 Unauthorized"),
+        ("403", "403 Forbidden"),
+        ("500", "500 Internal"),
+        ("503", "503 Service"),
+        ("no size", "could not be fetched .*content-length"),
+        ("breaks off", "received 2 bytes, expected 1000"),
+        ("too large", "1,000,000,000,000,000,000 bytes and the disk has"),
         ("not http", "could not be fetched"),
     ],
 )
