@@ -1,8 +1,6 @@
 """Checkpoints inside a training: whole or passed over, of these settings or refused.
 
-A checkpoint is a folder ``checkpoint-<step>`` as transformers' Trainer writes it, with the trained weights as safetensors and,
-in ``checkpoint.json``, what the run was given and its steps so far. The manifest with the sha256 of each file is written
-last. Nothing else in the folder of the checkpoints is touched.
+Each is a folder as transformers' Trainer writes it, with ``checkpoint.json`` and, written last, the manifest of its files.
 """
 
 from __future__ import annotations
@@ -57,11 +55,7 @@ class Checkpoints:
         self.passed_over: list[str] = []
 
     def begin(self, resume: bool) -> Checkpoint | None:
-        """The newest whole checkpoint of an unfinished run; all others are removed. A finished result stays as it is.
-
-        Raises:
-            TrainingError: if it belongs to a run with other settings.
-        """
+        """The newest whole checkpoint of an unfinished run, if its settings are these; all others are removed."""
         newest = self._newest() if resume else None
         for entry in self._found():
             if not newest or entry != newest.folder:

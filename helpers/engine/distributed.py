@@ -1,11 +1,7 @@
 """One training on several devices: joining the other processes, and what each of them holds.
 
-Each device gets a process of its own. ``accelerate launch`` or ``torchrun`` starts them with their numbers in the
-environment, and every one of them runs the same training. An adapter is *replicated*: each process holds the whole model
-and the gradients are averaged (DistributedDataParallel). A model tuned in full is *sharded*: each process holds its part of
-weights, gradients and optimizer states (FSDP2, ``fully_shard``).
-
-Run on two CPU processes and on NVIDIA GPUs. Nothing in this file was run on ROCm, where the same calls go to RCCL.
+Each device gets a process, and all run the same training. An adapter is *replicated*: each process holds the whole model and
+gradients are averaged (DistributedDataParallel). A model tuned in full is *sharded* (FSDP2). Nothing here was run on ROCm.
 """
 
 from __future__ import annotations

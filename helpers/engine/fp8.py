@@ -1,11 +1,7 @@
-"""The matrix products of the decoder layers in fp8.
+"""The matrix products of the decoder layers in fp8, each matrix scaled by row. Run on NVIDIA H100 and H200, not on ROCm.
 
-Under an adapter the weight is frozen, so training multiplies with it twice: forward, and for the gradient of its input. Its
-fp8 copies are made once, each scaled by the rows of its own product; what is multiplied with them is scaled by row when it
-arrives. The adapter's own products stay in bf16. The two copies take the memory of one in bf16, so the bf16 weight waits in
-main memory until the training ends. In full fine-tuning the weight is quantised at each use, and its gradient stays in bf16.
-
-Run on NVIDIA H100 and H200. By documentation MI300X has the same product with another fp8 format; it was not run there.
+Frozen weights are quantised once, in two copies that take the memory of one in bf16, which waits in main memory meanwhile;
+weights that are trained at each use. An adapter's own products, and the gradients of trained weights, stay in bf16.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The loss of the supervised tokens alone: the output head never runs on a prompt, and its logits are never kept.
 
-The head of a small model is a fifth of its arithmetic, and the logits of a long batch are its largest tensor
-(tokens x vocabulary x 4 bytes). The gradient of the cross-entropy, softmax minus one at the target, needs no second
-look at the logits, so each chunk of rows is multiplied, differentiated and forgotten in the forward pass.
+The gradient of the cross-entropy, softmax minus one at the target, needs no second look at the logits, so each chunk of rows
+is multiplied, differentiated and forgotten in the forward pass.
 """
 
 from __future__ import annotations

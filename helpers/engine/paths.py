@@ -1,8 +1,8 @@
 """Which path trains a model: the fast one where it gives the model's own loss and gradient, otherwise the model's own.
 
-Nothing is known of a family by its name. Before training, a real row and half of it go through the model's own forward
-pass, one at a time and without padding; then both together through the fast loss, layout, attention and kernels. In bf16
-rounding alone can turn the gradients of a deep model by a tenth, so where the two differ, fp32 decides which is nearer.
+Nothing is known of a family by its name. A real row and half of it go through the model's own forward pass, one at a time
+and without padding; then both together through the fast loss, layout, attention and kernels. In bf16 rounding alone can turn
+the gradients of a deep model by a tenth, so where the two differ, fp32 decides which is nearer.
 """
 
 from __future__ import annotations

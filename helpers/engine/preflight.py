@@ -81,11 +81,9 @@ def fp8_runs(plan: Plan, method: str) -> None:
 
 
 def disk_space(model, folder: Path) -> None:
-    """Refuse a training whose checkpoints would not fit: the newest is written before the one before it is removed.
-
-    Each holds the trained weights, two AdamW states of each, fp32 masters, and a little.
-    """
+    """Refuse a training whose checkpoints would not fit: the newest is written before the one before it is removed."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    # the weights, two AdamW states of each, fp32 masters, and a little
     size = sum(p.numel() * (p.element_size() + (8 if p.element_size() == 4 else 12)) for p in trained) + 1_000_000
     free = shutil.disk_usage(folder).free
     if 2 * size > free:

@@ -32,10 +32,7 @@ WEIGHTS = "trained.safetensors"  # in a checkpoint
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with this project's loss, optimizer and phase marks; its rows come collated.
-
-    The loss has the value of TRL's own. It is computed on supervised tokens only, and keeps no logits for the backward pass.
-    """
+    """SFTTrainer with this project's loss, which has the value of TRL's own, optimizer and phase marks; its rows come collated."""
 
     def __init__(self, steps: Steps, checkpoints: Checkpoints | None, processes: int, **options):
         self.steps, self.checkpoints, self.processes, model = steps, checkpoints, processes, options["model"]

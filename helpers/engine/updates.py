@@ -1,7 +1,6 @@
 """What training did to the weights: the singular values of the update of some layers, for any method.
 
-For LoRA the update is (alpha / r) B A, of rank r at most (arXiv:2106.09685); for full fine-tuning it is the tuned
-weight less the one in the base model's files. How fast its singular values fall says how much a low rank could hold.
+How fast they fall says how much a low rank could hold.
 """
 
 from __future__ import annotations

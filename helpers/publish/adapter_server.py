@@ -1,7 +1,4 @@
-"""The server of several adapters on one base model: the handlers of `transformers serve`, over a manager of adapters.
-
-`transformers serve` itself loads a whole model for each name, so five adapters would be five copies of their base.
-"""
+"""The server of several adapters on one base model, by the handlers of `transformers serve`, which itself loads a model each."""
 
 from __future__ import annotations
 
@@ -46,9 +43,9 @@ class OneAdapter:
 class Adapters(ModelManager):
     """One base model with its adapters, each under the name that a request gives as its model."""
 
-    def __init__(self, base: Base, folders: dict[str, str], device: str, attention: str):
-        super().__init__(device=device, attn_implementation=attention)
-        self.tokenizer, model = load_tokenizer(base), load_base(base, "bf16", attention, device)
+    def __init__(self, base: Base, folders: dict[str, str], device: str):
+        super().__init__(device=device, attn_implementation="sdpa")
+        self.tokenizer, model = load_tokenizer(base), load_base(base, "bf16", "sdpa", device)
         for name, folder in folders.items():
             model = load_adapter(model, base, Path(folder), name)
         turn = threading.Lock()
@@ -71,7 +68,7 @@ def main() -> None:
     """Serve ``sys.argv``: a job as JSON (see :func:`helpers.publish.serving_adapters`) and a port."""
     job, port = json.loads(sys.argv[1]), int(sys.argv[2])
     base = Base(job["name"], Path(job["folder"]), job["revision"])
-    manager, state = Adapters(base, job["adapters"], job["device"], job["attention"]), GenerationState()
+    manager, state = Adapters(base, job["adapters"], job["device"]), GenerationState()
     handlers = [kind(manager, state) for kind in (ChatCompletionHandler, CompletionHandler, ResponseHandler)]
     app = build_server(manager, *handlers, transcription_handler=None, systemone_handler=None, generation_state=state)
 

@@ -1,7 +1,6 @@
 """Export a saved model for llama.cpp and Ollama: one GGUF file and a Modelfile, both checked against the tokenizer.
 
-Written here are models of the Llama type with a byte-level BPE tokenizer. For any other, `convert_hf_to_gguf.py` of
-llama.cpp reads the same folder, and the checks below hold for its file too.
+Written here are models of the Llama type with a byte-level BPE tokenizer; convert_hf_to_gguf.py of llama.cpp writes others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One archive that tells others how the series ran on your machine: ``make report``; and rows of results from such archives.
 
-It holds what the doctor found, the versions of all packages, and the status, records and ladder of the series. Secrets are
-masked, and your home folder, user name and host name are replaced. You see it before it is written.
+Secrets are masked, and your home folder, user name and host name are replaced. You see it before it is written.
 """
 
 from __future__ import annotations
@@ -58,11 +57,7 @@ def write(texts: dict[str, str], target: Path) -> None:
 
 
 def read(archive: Path) -> tuple[list[RunRecord], list[dict[str, str]]]:
-    """The records in an archive, and the rows of the ladder.
-
-    Raises:
-        ReportError: if the file is no such archive or is damaged.
-    """
+    """The records in an archive, and the rows of the ladder; a ReportError for one that is damaged or something else."""
     records, rungs = [], []
     try:
         with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,4 @@
-"""Publishing a result on the Hugging Face hub, with a model card made from the run's record. Nothing here runs by itself.
-
-Tokens are those of ``hf auth login`` or the environment; they are never an argument and never stored here.
-"""
+"""Publishing a result on the Hugging Face hub, with a card made from its record; tokens come from ``hf auth login`` only."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | Non
     source, data = hub_id(record.model["source"]), record.data["source"]
     on_hub = "/" in source and not source.startswith(("/", "."))
     licence = next((name for part, name in LICENCES.items() if part in source.lower()), None)
-    facts = ModelCardData(
+    on_page = ModelCardData(
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
         license=licence or "other",
@@ -52,9 +49,9 @@ def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | Non
     )
     scores = table([base, record] if base else [record])
     scores = scores[scores.index.str.startswith(("held-out", "exact"))]
-    told = {"base": source if on_hub else "A local model", "licence": licence, "scores": scores}
+    facts = {"base": source if on_hub else "A local model", "licence": licence, "scores": scores}
     template = str(Path(__file__).with_name("model_card.md"))
-    return ModelCard.from_template(facts, template, repo=repo, record=record, merged=merged, **told)
+    return ModelCard.from_template(on_page, template, repo=repo, record=record, merged=merged, **facts)
 
 
 def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -> str:

@@ -1,13 +1,15 @@
 """A merged model served, asked and stopped; and the faults that a reader meets."""
 
+import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 from helpers.inference import generate
 from helpers.models import load_saved, merge
-from helpers.publish import ServingError, serving, vllm_command
-from helpers.settings import settings_for
+from helpers.publish import ServingError, serving
+from helpers.settings import ROOT
 
+import nbformat
 import psutil
 import pytest
 from openai import OpenAI
@@ -66,13 +68,10 @@ def test_a_server_that_cannot_start_says_why(merged, tmp_path, monkeypatch):
     assert servers() == []
 
 
-def test_the_commands_for_vllm_name_this_run_and_no_other_port(runs):
-    settings = runs.settings("lora")
-    merged, adapter = vllm_command(settings, merged=True), vllm_command(settings, merged=False)
-    assert "--entrypoint vllm" in merged and "IMAGE serve /series/merged" in merged and "--enable-lora" not in merged
-    assert "--enable-lora --max-lora-rank 8 --lora-modules answers=/series/lora-s0/adapter" in adapter
-    assert "IMAGE serve meta-llama/Llama-2-7b-chat-hf " in vllm_command(
-        settings_for("llama2-7b", model="meta-llama/Llama-2-7b-chat-hf"), merged=False
-    )
-    for command in (merged, adapter):
-        assert "-p 127.0.0.1:8000:8000" in command and "--privileged" not in command
+def test_the_commands_for_vllm_reach_this_machine_only():
+    cells = nbformat.read(ROOT / "notebooks" / "08_serve.ipynb", 4).cells
+    commands = [c for cell in cells for c in re.findall(r"```bash\n(docker run .*?)```", cell.source, re.DOTALL)]
+    assert len(commands) == 2
+    for command in commands:
+        assert "--entrypoint vllm" in command and "-p 127.0.0.1:8000:8000" in command
+        assert "--privileged" not in command and "--network" not in command
