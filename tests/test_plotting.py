@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from helpers import plotting
-from helpers.records import load_table
+from helpers.records import load_reference, load_table
 
 import matplotlib.pyplot as plt
 import pytest
@@ -19,10 +19,22 @@ def axes():
 @pytest.mark.parametrize("losses", [(11.2, 9.5), (1.6, 1.15), (1.6, 0.9), (12.0, 3.5), (2.0, 0.04)])
 def test_a_loss_axis_has_several_numbers_however_little_it_spans(axes, losses):
     steps = [{"step": number + 1, "loss": loss} for number, loss in enumerate(losses)]
-    plotting.loss_curves([SimpleNamespace(steps=steps, method="lora", seed=0)], axes, smooth=1)
+    plotting.loss_curves([SimpleNamespace(steps=steps, data={}, method="lora", seed=0)], axes, smooth=1)
     low, high = axes.get_ylim()
     assert len({tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high}) >= 3
     assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_questions_and_conversations_are_lines_of_their_own(axes):
+    (run,) = [r for r in load_reference("small-h100") if (r.method, r.seed) == ("lora", 0)]
+    losses = [step["loss"] for step in run.steps]
+    run.data["scored"] = [0.5 if number % 10 == 0 else float(loss < 2) for number, loss in enumerate(losses)]
+    plotting.loss_curves([run], axes)
+    questions, conversations, both = axes.lines
+    assert (questions.get_label(), conversations.get_label()) == ("lora questions", "lora conversations")
+    assert max(questions.get_ydata()) < 2 < min(conversations.get_ydata())
+    assert len(both.get_ydata()) == 12 == len(losses) - len(questions.get_ydata()) - len(conversations.get_ydata())
+    assert f"conversations {conversations.get_ydata()[-1]:.2g}" in axes.get_title()
 
 
 @pytest.mark.parametrize("ceiling", [100_000, 1_800_000])

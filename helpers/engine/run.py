@@ -9,6 +9,7 @@ import time
 import traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from statistics import mean
 
 from helpers import guards, records
 from helpers.batches import deal, training_order, widest
@@ -26,7 +27,7 @@ from helpers.evaluation import held_out_loss
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import AFTER_SFT, IGNORED, Settings
-from helpers.sources import check_replaceable, quiet, resolve
+from helpers.sources import answer_of, check_replaceable, quiet, resolve
 
 import torch
 from peft import PeftConfig
@@ -182,6 +183,12 @@ class Run:
         shutil.rmtree(place, ignore_errors=True)
         os.replace(new, place)
 
+    def _scored(self) -> list[float]:
+        """For each step, which share of its rows ends in an answer that a machine can check: such rows get another loss."""
+        each = len(self.order) // self.settings.max_steps
+        steps = (sum(self.order[i : i + each], []) for i in range(0, len(self.order), each))
+        return [mean(answer_of(row.reference) is not None for row in rows) for rows in steps]
+
     def describe(self) -> None:
         """Fill in the record: what was trained on, how, how fast, and what was proven."""
         if not self.world.main:
@@ -192,6 +199,7 @@ class Run:
         free_memory()
         record.describe_input(self.base, self.plan, self.data)
         record.data["order"] = fingerprint(self.rows)
+        record.data["scored"] = self._scored()
         record.guards, record.steps = [vars(check) for check in self.checks], steps.steps
         tokens = sum(len(row.input_ids) for row in self.rows)
         record.training = self.facts | {

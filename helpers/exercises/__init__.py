@@ -25,6 +25,14 @@ _WANTED |= {list[float]: "a list of numbers", list[dict]: 'a list of messages, e
 class NotYet(Exception):
     """An answer that is not right yet; the message says why."""
 
+    state = "not yet"
+
+
+class Unanswered(NotYet):
+    """A function or a value that was left as the notebook gives it; the message says what to give."""
+
+    state = "not answered yet"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -67,7 +75,7 @@ def check(function: Callable[..., str]) -> Callable[..., Verdict]:
         try:
             return Verdict("right", function(*map(_as, kinds.values(), answers, wanted), **given))
         except NotYet as reason:
-            return Verdict("not yet", str(reason))
+            return Verdict(reason.state, str(reason))
         except Exception as error:  # whatever a learner's object or function does
             return Verdict("not yet", f"the check could not use this answer ({type(error).__name__}: {error}).")
 

@@ -1,19 +1,60 @@
 """Checks for the exercises of 02_lora_train and 03_full_train: adapters, steps, rounding, learning rates."""
 
 import math
+from collections.abc import Callable
 from statistics import mean
+from types import SimpleNamespace
 
 from helpers.batches import training_order
 from helpers.data import Data, fingerprint
 from helpers.device import plan
-from helpers.exercises import check, expect, need
+from helpers.exercises import Unanswered, check, expect, need
 from helpers.models import load_base
-from helpers.settings import Settings
+from helpers.settings import Settings, settings_for
 from helpers.sources import resolve
 from helpers.training import train
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+
+
+class _Line(torch.nn.Module):
+    """The smallest model with a loss: two weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x, y) -> SimpleNamespace:
+        return SimpleNamespace(loss=(x @ self.weight - y).square().mean())
+
+
+@check
+def training_step(step: Callable) -> str:
+    """One training step, as a function: taken twice with SGD, and compared with the clipped gradient of each batch."""
+    model, rate = _Line(), 0.1
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    batches = [{"x": torch.eye(2), "y": torch.tensor([9.0, 0.0])}, {"x": torch.eye(2), "y": torch.tensor([0.0, 9.0])}]
+    for batch in batches:
+        before, loss = model.weight.detach().clone(), model(**batch).loss
+        gradient = torch.autograd.grad(loss, model.weight)[0]
+        result = step(model, batch, optimizer, 1.0)
+        moved = (before - model.weight.detach()) / rate
+        if result is None and model.weight.grad is None and not moved.any():
+            raise Unanswered("give training_step its lines, and run this cell again.")
+        need(
+            moved.any(), "no weight moved. Gradients come from loss.backward(), and are cleared after optimizer.step()."
+        )
+        longer = f"the step is {moved.norm():.1f} times as long as max_norm allows: clip the gradients before it."
+        need(moved.norm() < 1.01, longer)
+        kept = "the second step goes partly where the first one went: clear the gradients with optimizer.zero_grad()."
+        need(torch.allclose(moved, gradient / gradient.norm(), atol=1e-3), kept)
+        number = isinstance(result, float) and math.isclose(result, loss.item(), rel_tol=1e-5)
+        need(
+            number,
+            "the weights are right. Return the loss as a number, loss.item(): the tensor would hold on to memory.",
+        )
+    return "forward, backward, clip, step, clear: both steps moved the weights along their own clipped gradient."
 
 
 @check
@@ -29,19 +70,6 @@ def doubled_rank(predicted: float, wider: LoraConfig, *, settings: Settings) -> 
     other = f"you predict {predicted:,.0f}, the model has another number. Does the adapter sit on the same layers?"
     expect(predicted, counted, other, {counted / 2: "that is the number at the old rank.", 2 * counted: products})
     return f"predicted and counted: {counted:,} parameters, r (in + out) for each layer, with r twice as large."
-
-
-@check
-def bad_start(start: LoraConfig, *, settings: Settings, tokenizer, prompt: list[dict]) -> str:
-    """An adapter that changes what the model says before any training."""
-    model = get_peft_model(load_base(resolve(settings)), start).eval()
-    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    with torch.no_grad():
-        adapted = model(**inputs).logits
-        with model.disable_adapter():
-            gap = (adapted - model(**inputs).logits).abs().max().item()
-    need(gap > 0, "the logits with and without the adapter are equal: as long as B is zero, B A is zero for any A.")
-    return f"a logit differs by {gap:.2g} before the first step. Training would have to repair random damage first."
 
 
 @check
@@ -63,6 +91,24 @@ def same_step_fewer_activations(changed: Settings, *, few: Settings, rows: Data)
 
 
 @check
+def trains_all(to_train: Callable, rate: float, *, settings: Settings) -> str:
+    """What makes a loop for LoRA one for all parameters: the model it is given, tried on a tiny one, and the rate."""
+    lora = settings_for(settings.profile, "lora").learning_rate
+    model = to_train(load_base(resolve(settings.change(model="tiny")), "fp32"))
+    adapted = isinstance(model, PeftModel)
+    if adapted and rate == lora:
+        raise Unanswered("give to_train and rate the two lines of full fine-tuning, and run this cell again.")
+    need(
+        not adapted, "the model still carries an adapter, and its own weights are frozen. What does full training need?"
+    )
+    need(isinstance(model, torch.nn.Module), "to_train has to return the model.")
+    need(all(p.requires_grad for p in model.parameters()), "some of its parameters are frozen.")
+    other = f"{rate:g} is not the rate of the settings that the first cells show for this notebook."
+    expect(rate, settings.learning_rate, other, {lora: "that is LoRA's rate: all weights would move much too far."})
+    return "the model as it is, and the smaller rate. Nothing else in the loop changes."
+
+
+@check
 def half_move(step: float, *, weight) -> str:
     """The size of a step that changes half of these weights if they are stored in bf16."""
     stored = weight.bfloat16()
@@ -70,20 +116,8 @@ def half_move(step: float, *, weight) -> str:
     changes = f"a step of {step:g} changes {share:.1f} % of the weights"
     need(share > 35, f"{changes} only; the rest rounds it away.")
     need(share < 65, f"{changes}: take a smaller one.")
-    why = "bf16 has 8 significant bits: a step below 1/512 of its weight is always lost, and below 1/256 often"
+    why = "bf16 has seven bits of fraction: a step below 1/512 of its weight is always lost, and below 1/256 often"
     return f"{changes}. The typical weight is {weight.abs().median().item():.2g}; {why}."
-
-
-@check
-def stops_at(value: float, *, rate: float) -> str:
-    """The bf16 number that adding this rate no longer changes, starting from zero and adding it again and again."""
-    total, step = torch.tensor(0.0, dtype=torch.bfloat16), torch.tensor(rate, dtype=torch.bfloat16)
-    while total + step != total:
-        total += step
-    truth = total.item()
-    need(value <= truth, f"it never gets as far as {value:g}. Where is half the distance to the next number your step?")
-    need(value == truth, f"at {value:g} it still moves. Between two powers of two, bf16 numbers are equally far apart.")
-    return f"{truth:g}: from here on, half the distance to the next number is {rate:g} or more: the sum rounds back."
 
 
 @check

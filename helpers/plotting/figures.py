@@ -34,19 +34,27 @@ PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbou
 
 
 def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None) -> Axes:
-    """Training loss by step, one line per run, averaged over the last ``smooth`` steps, by default a quarter of all: rows of like
-    length share a batch, so a batch holds either short questions or long conversations."""
-    ends: dict[str, list[float]] = {}
+    """Training loss by step, each the mean of the last ``smooth`` steps of its kind, by default an eighth of them.
+
+    Rows of like length share a batch, so a batch mostly holds either scored questions or conversations, whose losses differ
+    by far. Each kind is a line of its own; batches of both are dots.
+    """
+    ends = []
     for record in (r for r in records if r.steps):
         losses = pandas.Series({step["step"]: step["loss"] for step in record.steps})
-        smooth = smooth or max(len(losses) // 4, 1)
-        line = losses.rolling(smooth, min_periods=1).mean()
+        kinds = pandas.Series(record.data.get("scored") or 1.0, losses.index)
+        parts = {"questions": losses[kinds == 1], "conversations": losses[kinds == 0]}
+        if not all(map(len, parts.values())):
+            parts = {"": losses}
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
-        axes.plot(line, label=f"{record.method}, seed {record.seed}", **style)
-        ends.setdefault(record.method, []).append(line.iloc[-1])
-    last = ", ".join(f"{method} {sum(losses) / len(losses):.3g}" for method, losses in ends.items())
-    axes.set(xlabel="step", ylabel=f"training loss, nats per token (mean of {smooth} steps)", yscale="log")
-    axes.set_title(f"Training loss at the end: {last}")
+        for kind, part in parts.items():
+            line = part.rolling(smooth or max(len(part) // 8, 1), min_periods=1).mean()
+            name, width = f"{record.method} {kind}".strip(), 1.2 if kind == "conversations" else 2.4
+            axes.plot(line, linewidth=width, label=name, **style)
+            ends.append(f"{name} {line.iloc[-1]:.2g}")
+        axes.plot(losses[(kinds > 0) & (kinds < 1)], ".", color="grey", alpha=0.5)
+    axes.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
+    axes.set_title("Training loss at the end: " + ", ".join(ends[:2]) + ("\n" + ", ".join(ends[2:])).rstrip())
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=True))

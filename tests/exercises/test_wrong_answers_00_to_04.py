@@ -13,7 +13,7 @@ from helpers.settings import IGNORED, settings_for
 from helpers.sources import resolve
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 
 def test_00_wrong_answers_are_told_why():
@@ -59,7 +59,39 @@ def pretend(monkeypatch, **fields) -> dict:
     return special
 
 
-def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypatch):
+def step_of(*lines: str):
+    """A training step made of these lines, which return the loss as a number."""
+    names = {"torch": torch}
+    exec("\n    ".join(["def step(model, batch, optimizer, max_norm):", *lines, "return loss.item()"]), names)
+    return names["step"]
+
+
+def test_a_training_step_that_lacks_a_line_is_told_which():
+    lines = (
+        "loss = model(**batch).loss",
+        "loss.backward()",
+        "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)",
+    )
+    lines += "optimizer.step()", "optimizer.zero_grad()"
+    first = [lines[4], *lines[:4]]  # clearing at the start is as good
+    assert training.training_step(step_of(*lines)).state == training.training_step(step_of(*first)).state == "right"
+    for missing, words in (
+        (1, "no weight moved"),
+        (2, "clip the gradients"),
+        (3, "no weight moved"),
+        (4, "zero_grad()"),
+    ):
+        verdict = training.training_step(step_of(*lines[:missing], *lines[missing + 1 :]))
+        assert verdict.state == "not yet" and words in verdict.message, (missing, verdict)
+    early = [*lines[:2], lines[4], *lines[2:4]]
+    assert "cleared after optimizer.step()" in training.training_step(step_of(*early)).message
+    nothing = training.training_step(step_of(*lines, "return None"))
+    assert "Return the loss as a number" in nothing.message
+    empty = training.training_step(lambda model, batch, optimizer, max_norm: None)
+    assert empty.state == "not answered yet" and "give training_step" in empty.message
+
+
+def test_02_wrong_answers_are_told_why(tiny, data, tmp_path, monkeypatch):
     shape = resolve(tiny).shape
 
     def config(**changes):
@@ -74,9 +106,6 @@ def test_02_wrong_answers_are_told_why(tiny, data, tokenizer, tmp_path, monkeypa
     fewer = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert "same layers" in training.doubled_rank(2 * now, fewer, settings=tiny).message
     assert "class LoraConfig for wider" in training.doubled_rank(2 * now, {"r": 16}, settings=tiny).message
-
-    given = {"settings": tiny, "tokenizer": tokenizer, "prompt": data.test[0].prompt}
-    assert "as long as B is zero" in training.bad_start(config(init_lora_weights="gaussian"), **given).message
 
     few = tiny.change(runs_dir=str(tmp_path), max_steps=3)
     given = {"few": few, "rows": data}
@@ -98,9 +127,20 @@ def test_03_wrong_answers_are_told_why(tiny, data, tmp_path, monkeypatch):
     weight = base_tensor(resolve(tiny).folder, "model.layers.0.self_attn.q_proj.weight")
     assert "rest rounds it away" in training.half_move(1e-7, weight=weight).message
     assert "smaller" in training.half_move(1e-2, weight=weight).message
-    assert training.stops_at(0.03125, rate=1e-4).state == "right"
-    assert "never gets as far" in training.stops_at(1, rate=1e-4).message
-    assert "still moves" in training.stops_at(torch.tensor(0.01), rate=1e-4).message
+    slow = settings_for("tiny", "full")
+    lora = settings_for("tiny", "lora").learning_rate
+    config = LoraConfig(r=8, target_modules="all-linear")
+
+    def said(to_train, rate):
+        return training.trains_all(to_train, rate, settings=slow)
+
+    assert said(lambda model: get_peft_model(model, config), lora).state == "not answered yet"
+    assert "carries an adapter" in said(lambda model: get_peft_model(model, config), slow.learning_rate).message
+    assert "LoRA's rate" in said(lambda model: model, lora).message
+    assert "return the model" in said(lambda model: None, slow.learning_rate).message
+    assert "frozen" in said(lambda model: model.requires_grad_(False), slow.learning_rate).message
+    assert "not the rate" in said(lambda model: model, 1.0).message
+    assert said(lambda model: model, slow.learning_rate).state == "right"
     slow = settings_for("tiny", "full", runs_dir=str(tmp_path), max_steps=2)
     fast = slow.change(learning_rate=4 * slow.learning_rate)
     given = {"slow": slow, "fast": fast, "rows": data}
