@@ -37,7 +37,7 @@ WHAT = {
     "09": "speed up training one change at a time",
     "10": "find what went wrong in ten runs",
     "11": "continue after fine-tuning with GRPO and DPO",
-    "12": "read a sweep of rates and ranks, and published numbers",
+    "12": "read a sweep and published numbers",
 }
 METHODS = {"base": "the untouched model", "lora": "LoRA", "full": "full fine-tuning"}
 # rows of speed-7b.json, and what the page calls them
@@ -94,7 +94,7 @@ def notebooks(page: Path) -> str:
         link = os.path.relpath(path, page.parent)
         rows.append(f"[{path.stem[:2]} {title}]({link})|{WHAT[path.stem[:2]]}|{minutes}")
     total = sum(row["seconds"] for row in times.values()) / 60
-    missing = "; a dash: not measured since the notebook changed" * (len(times) < len(rows) - 1)
+    missing = "; a dash: not measured" * (len(times) < len(rows) - 1)
     return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} in total ({where('small-cpu')}{missing})."
 
 

@@ -196,18 +196,17 @@ def lora_sketch(inputs: int, outputs: int, rank: int, axes: Axes) -> Axes:
 
 
 def sweep(runs: list[dict], axes: Axes) -> Axes:
-    """Right validation answers against the learning rate: the mean over seeds as a line for each method and rank, with a dot
-    per seed and a cross where a run diverged. ``runs`` are rows of ``load_table("sweep-small")``."""
+    """Right validation answers by learning rate, from rows of ``load_table("sweep-small")``: means as lines, seeds as dots."""
     frame = pandas.DataFrame([r for r in runs if r["stopped"] is None]).fillna({"rank": 0, "targets": ""})
     frame["share"], frame["attention"] = 100 * frame["right"] / frame["questions"], frame["targets"].str.contains(",")
     best, apart, keys = {}, 0, ["method", "attention", "rank"]
     for number, ((method, attention, rank), own) in enumerate(frame.groupby(keys)):
         label = method + f", rank {rank:.0f}" * bool(rank) + ", attention alone" * attention
         by_rate, alike = own.groupby("learning_rate")["share"], frame[frame["method"] == method].groupby(keys).ngroups
-        strength = 0.25 + 0.75 * len([k for k in best if k.startswith(method)]) / max(alike - 1, 1) if alike > 1 else 1
-        style = {"color": COLOURS[method], "alpha": strength, "marker": "os^Dv"[number % 5]}  # paler for a lower rank
-        axes.plot(by_rate.mean(), label=label, linestyle=("-", "--", "-.", ":")[number % 4], **style)
-        axes.plot(own["learning_rate"], own["share"], ".", color=COLOURS[method], alpha=strength)
+        before = sum(name.startswith(method) for name in best)  # lines of this method: the lower the rank, the paler
+        look = {"color": COLOURS[method], "alpha": 0.25 + 0.75 * (before + 1) / alike}
+        axes.plot(by_rate.mean(), ("o-", "s--", "^-.", "D:", "v-")[number % 5], label=label, **look)
+        axes.plot(own["learning_rate"], own["share"], ".", **look)
         best[f"{label} at {by_rate.mean().idxmax():g}"] = by_rate.mean().max()
         apart = max(apart, (by_rate.max() - by_rate.min()).max())
     if len(lost := frame[frame["diverged"]]):
