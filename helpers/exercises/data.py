@@ -1,6 +1,8 @@
-"""Checks for the exercises of 01_data: labels and end tokens."""
+"""Checks for the exercises of 01_data: labels, end tokens, and rows that call a tool or think, written as text."""
 
-from helpers.data import Example, encode
+import json
+
+from helpers.data import Example, encode, encode_answers
 from helpers.exercises import check, expect, need
 from helpers.settings import IGNORED
 
@@ -29,3 +31,33 @@ def two_turns(talk: list[dict], ends: float, *, tokenizer) -> str:
     expect(ends, truth, f"not {ends:g}. Count the turns that the model itself has to write.", {1: last})
     read = labels.count(IGNORED)
     return f"each of the {truth} answers is supervised up to its end token; {read} tokens are only read."
+
+
+def calls_a_tool(a: int, b: int) -> list[dict]:
+    """A row that calls a tool: question, call, result and answer, in the form of Hermes and Qwen models."""
+    call = json.dumps({"name": "multiply", "arguments": {"a": a, "b": b}})
+    asked, result = f"What is {a} times {b}? Use the tool.", f"<tool_response>{a * b}</tool_response>"
+    texts = (asked, f"<tool_call>{call}</tool_call>", result, f"It is {a * b}.")
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+
+
+def thinks(a: int, b: int) -> list[dict]:
+    """A row that thinks before it answers."""
+    answer = f"<think>{a} + {b} = {a + b}</think>It is {a + b}."
+    return [{"role": "user", "content": f"What is {a} plus {b}? Think."}, {"role": "assistant", "content": answer}]
+
+
+@check
+def call_and_thought(learned: set, *, tokenizer) -> str:
+    """Which parts of the two kinds of rows are supervised, by what ``encode`` makes of them."""
+    call, thought = calls_a_tool(12, 34), thinks(56, 78)
+    parts = dict(zip(("question", "call", "result", "answer"), (turn["content"] for turn in call), strict=True))
+    parts["thought"] = thought[-1]["content"].partition("</think>")[0]
+    examples = [encoded for row in (call, thought) for encoded in encode_answers(Example(row), tokenizer)]
+    text = " ".join(tokenizer.decode([label for label in e.labels if label >= 0]) for e in examples)
+    truth = {name for name, part in parts.items() if "".join(part.split()) in "".join(text.split())}
+    need(learned <= parts.keys(), f"the parts are called {', '.join(parts)}.")
+    read = "a model only reads it: you or another program write it, so it must not be learned."
+    need(learned <= truth, f"{' and '.join(sorted(learned - truth))}: {read}")
+    need(learned == truth, "one is missing. Everything that the model has to write by itself is learned.")
+    return f"{', '.join(sorted(truth))}. To the loss, a call and a thought are text like any other."

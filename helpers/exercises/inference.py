@@ -1,15 +1,19 @@
-"""Checks for the exercises of 05_inference: the scale of an adapter, a fine-tune of the reader's own."""
+"""Checks for the exercises of 05_inference: the scale of an adapter, a fine-tune of the reader's own, a tool."""
 
+import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.data import Example, encode
+from helpers.data import Data, Example, encode, encode_answers
 from helpers.evaluation import held_out_loss
 from helpers.exercises import check, need
+from helpers.exercises.data import calls_a_tool, thinks
 from helpers.inference import generate
 from helpers.models import load_base, load_tokenizer
 from helpers.settings import Settings
 from helpers.sources import quiet, resolve
+from helpers.training import train
 
 import torch
 from peft import PeftModel
@@ -54,3 +58,34 @@ def own_fine_tune(folder: str, talk: list[dict], *, settings: Settings) -> str:
     found = f"the loss on your conversation went from {before:.2f} to {after:.2f} nats per token"
     need(after < before, f"{found}: the adapter learned something, but nothing that helps there.")
     return f"{found}, and the model replies: {generate(model, tokenizer, [talk[:-1]], 60)[0]!r}"
+
+
+@check
+def tool_answered(respond: Callable, *, settings: Settings, tokenizer, steps: int = 60) -> str:
+    """A function from a model's text to the next user turn, or None; then a model is trained to call, and is asked."""
+    _, call, result, _ = calls_a_tool(12, 3)
+    for text, wanted in (
+        (call["content"], result["content"]),
+        ("It is 36.", None),
+        ("<tool_call>{12 x 3</tool_call>", None),  # no JSON
+        ('<tool_call>{"name": "delete_files", "arguments": {}}</tool_call>', None),  # a model may write anything
+    ):
+        got = respond(text)
+        need(got == wanted, f"for {text!r} it should give {wanted!r}, not {got!r}. Is it a call of a tool you offered?")
+    rng = random.Random(0)
+    numbers = [(rng.randrange(10, 99), rng.randrange(10, 99)) for _ in range(4 * steps)]
+    talks = [make(*pair) for pair in numbers for make in (calls_a_tool, thinks)]
+    rows = [row for talk in talks for row in encode_answers(Example(talk), tokenizer)]
+    held_out = [encode(Example(thinks(7, 8)), tokenizer)]
+    with tempfile.TemporaryDirectory() as folder:
+        few = settings.change(runs_dir=folder, max_steps=steps, data="bundled")
+        model = train(few, Data("tools", rows, held_out, held_out, harder=[], prose=[], counts={})).model
+    asked = calls_a_tool(23, 45)[:1]
+    wrote = generate(model, tokenizer, [asked], 60)[0]
+    answer = respond(wrote) or "nothing, for it is no call"
+    talk = [*asked, {"role": "assistant", "content": wrote}, {"role": "user", "content": answer}]
+    final, thought = generate(model, tokenizer, [talk, thinks(31, 24)[:1]], 60)
+    return (
+        f"after {steps} steps the model was asked {asked[0]['content']!r} and wrote {wrote!r}. Your function gave {answer!r}, "
+        f"and the model said {final!r}. Asked to think, it wrote {thought!r}."
+    )
