@@ -1,5 +1,6 @@
 """Figures stay readable at sizes that the default run does not have."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from helpers import plotting
@@ -19,7 +20,7 @@ def axes():
 @pytest.mark.parametrize("losses", [(11.2, 9.5), (1.6, 1.15), (1.6, 0.9), (12.0, 3.5), (2.0, 0.04)])
 def test_a_loss_axis_has_several_numbers_however_little_it_spans(axes, losses):
     steps = [{"step": number + 1, "loss": loss} for number, loss in enumerate(losses)]
-    plotting.loss_curves([SimpleNamespace(steps=steps, data={}, method="lora", seed=0)], axes, smooth=1)
+    plotting.loss_curves([SimpleNamespace(steps=steps, data={}, method="lora", seed=0)], axes)
     low, high = axes.get_ylim()
     assert len({tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high}) >= 3
     assert all(tick == int(tick) for tick in axes.get_xticks())
@@ -35,6 +36,8 @@ def test_questions_and_conversations_are_lines_of_their_own(axes):
     assert max(questions.get_ydata()) < 2 < min(conversations.get_ydata())
     assert len(both.get_ydata()) == 12 == len(losses) - len(questions.get_ydata()) - len(conversations.get_ydata())
     assert f"conversations {conversations.get_ydata()[-1]:.2g}" in axes.get_title()
+    plotting.loss_curves([replace(run, steps=run.steps[:12])], axes)
+    assert axes.lines[3].get_xdata()[-1] <= 12
 
 
 @pytest.mark.parametrize("ceiling", [100_000, 1_800_000])

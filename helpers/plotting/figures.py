@@ -33,22 +33,20 @@ PHASES = {"load": "#DDDDDD", "forward": "#56B4E9", "backward": "#E69F00", "step"
 PATTERNS = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "||")  # of neighbouring surfaces, in their order
 
 
-def loss_curves(records: list[RunRecord], axes: Axes, smooth: int | None = None) -> Axes:
-    """Training loss by step, each the mean of the last ``smooth`` steps of its kind, by default an eighth of them.
-
-    Rows of like length share a batch, so a batch mostly holds either scored questions or conversations, whose losses differ
-    by far. Each kind is a line of its own; batches of both are dots.
-    """
+def loss_curves(records: list[RunRecord], axes: Axes) -> Axes:
+    """Training loss by step, the mean over an eighth of all steps. Rows of like length share a batch, so most batches hold
+    questions or conversations only, whose losses differ by far: each kind is a line, batches of both are dots."""
     ends = []
     for record in (r for r in records if r.steps):
         losses = pandas.Series({step["step"]: step["loss"] for step in record.steps})
-        kinds = pandas.Series(record.data.get("scored") or 1.0, losses.index)
+        scored = record.data.get("scored") or [1.0] * len(losses)
+        kinds = pandas.Series(scored[: len(losses)], losses.index)  # a record may be cut to its first steps
         parts = {"questions": losses[kinds == 1], "conversations": losses[kinds == 0]}
         if not all(map(len, parts.values())):
             parts = {"": losses}
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
         for kind, part in parts.items():
-            line = part.rolling(smooth or max(len(part) // 8, 1), min_periods=1).mean()
+            line = part.rolling(max(len(part) // 8, 1), min_periods=1).mean()
             name, width = f"{record.method} {kind}".strip(), 1.2 if kind == "conversations" else 2.4
             axes.plot(line, linewidth=width, label=name, **style)
             ends.append(f"{name} {line.iloc[-1]:.2g}")
@@ -79,9 +77,8 @@ def memory_parts(
     axes.plot(peaks, peaks.index, "|k", markersize=22, markeredgewidth=3, label=f"predicted {marked}")
     ends = pandas.concat([left, peaks, real], axis=1).max(axis=1)
     for name, peak in peaks.items():
-        words = f"   predicted {marked} {peak:.3g} GB" + (
-            f"\n   measured {real[name]:.3g} GB" if real[name] > 0 else ""
-        )
+        words = f"   predicted {marked} {peak:.3g} GB"
+        words += f"\n   measured {real[name]:.3g} GB" * bool(real[name] > 0)
         axes.text(ends[name], name, words, va="center", fontsize=9)
     if measured:
         axes.plot(real, real.index, "kD", markersize=8, label=f"measured {marked}")
@@ -154,10 +151,9 @@ def update_energy(records: list[RunRecord], axes: Axes, kind: str) -> Axes:
         for update, marker in zip(found, "os^Dv", strict=False):
             energy = pandas.Series(update["energy"], update["ranks"])
             half[record.method] = max(half.get(record.method, 0), energy[energy >= 0.5].index[0])
+            label = f"{record.method}, layer {update['layer'].split('.')[0]}"
             style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method], "marker": marker}
-            axes.plot(
-                100 * energy, markersize=4, label=f"{record.method}, layer {update['layer'].split('.')[0]}", **style
-            )
+            axes.plot(100 * energy, markersize=4, label=label, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     found = ", ".join(f"{method} rank {rank}" for method, rank in half.items())
@@ -221,8 +217,7 @@ def sweep(runs: list[dict], axes: Axes) -> Axes:
 
 
 def rungs(found: list[dict], axes: Axes, ceiling: float) -> Axes:
-    """Tokens per second of each rung of helpers.engine.ladder, and the most that the machine could do, unless that is too far
-    away to be drawn."""
+    """Tokens per second of each rung of helpers.engine.ladder, and the most that the machine could do, where it fits."""
     speeds = {rung["name"]: rung["tokens_per_second"] for rung in found}
     first, best = next(iter(speeds.values())), max(speeds, key=speeds.get)
     far, end = ceiling > 6 * speeds[best], 1.3 * speeds[best]
