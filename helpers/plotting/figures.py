@@ -47,8 +47,8 @@ def loss_curves(records: list[RunRecord], axes: Axes) -> Axes:
         style = {"color": COLOURS[record.method], "linestyle": DASHES[record.method]}
         for kind, part in parts.items():
             line = part.rolling(max(len(part) // 8, 1), min_periods=1).mean()
-            name, width = f"{record.method} {kind}".strip(), 1.2 if kind == "conversations" else 2.4
-            axes.plot(line, linewidth=width, label=name, **style)
+            name, look = f"{record.method} {kind}".strip(), "." if kind == "conversations" else ""
+            axes.plot(line, linewidth=1.2 if look else 2.4, marker=look, label=name, **style)
             ends.append(f"{name} {line.iloc[-1]:.2g}")
         axes.plot(losses[(kinds > 0) & (kinds < 1)], ".", color="grey", alpha=0.5)
     axes.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
@@ -201,7 +201,7 @@ def sweep(runs: list[dict], axes: Axes) -> Axes:
         by_rate, alike = own.groupby("learning_rate")["share"], frame[frame["method"] == method].groupby(keys).ngroups
         before = sum(name.startswith(method) for name in best)  # lines of this method: the lower the rank, the paler
         look = {"color": COLOURS[method], "alpha": 0.25 + 0.75 * (before + 1) / alike}
-        axes.plot(by_rate.mean(), ("o-", "s--", "^-.", "D:", "v-")[number % 5], label=label, **look)
+        axes.plot(by_rate.mean(), ("o-", "s--", "^-.", "D:", "v-", "P--", "X:")[number % 7], label=label, **look)
         axes.plot(own["learning_rate"], own["share"], ".", **look)
         best[f"{label} at {by_rate.mean().idxmax():g}"] = by_rate.mean().max()
         apart = max(apart, (by_rate.max() - by_rate.min()).max())
