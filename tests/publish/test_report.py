@@ -41,7 +41,7 @@ def test_an_archive_holds_the_results_and_no_secret_and_comes_back_as_rows(serie
     report.write(texts, tmp_path / "report.zip")
     rows = report.table(*report.read(tmp_path / "report.zip"))
     assert (
-        "| NVIDIA H100 80GB HBM3 sm_90 | 85 GB | torch 2.11.0, CUDA 13.0 | `small`, lora, seed 0 | 120 | 2,796 | 1.9 GB |"
+        "| NVIDIA H100 80GB HBM3 sm_90 | 85 GB | torch 2.11.0, CUDA 13.0 | `small`, lora, seed 0 | 120 | 2,788 | 1.9 GB |"
         in rows
     )
     assert "| MI300X | bf16 | 1,234 | 2.5 GB |" in rows
