@@ -55,7 +55,7 @@ def test_losses_equal_a_plain_loop_and_the_result_loads_as_it_was(family, method
     settings = made(family, method)
     trained = train(settings, data)
     record, lines = trained.record, capsys.readouterr().out.splitlines()
-    assert losses(trained) == pytest.approx(plain_losses(settings, data), rel=1e-4)
+    assert losses(trained) == pytest.approx(plain_losses(settings, data), rel=2e-4)
     why = record.decisions["loss"]["why"]
     assert record.decisions["loss"]["value"] == ("stock" if family in OWN_LOSS else "fast")
     assert OWN_LOSS.get(family, "of the model's own on real rows") in why
