@@ -78,7 +78,7 @@ def test_random_parameters_are_answered(text):
         ("max_steps=1e3", "max_steps must be of type int, not float (1000.0)"),
         ("max_steps=0", "max_steps must lie between 1 and 1,000,000"),
         ("learning_rate=fast", "learning_rate must be of type float, not str ('fast')"),
-        ("learning_rate=nan", "learning_rate must be"),
+        ("learning_rate=nan", "learning_rate must lie between"),
         ("learning_rate=TRUE", "learning_rate must be of type float, not bool"),
         ("seed=99999999999", "seed must lie between 0 and 4,294,967,295"),
         ({"seed": 1.5}, "seed must be of type int, not float"),
