@@ -2,6 +2,7 @@
 
 from helpers.device import plan
 from helpers.engine import loss, paths
+from helpers.engine.preflight import TrainingError
 from helpers.engine.trainer import collator
 from helpers.models import load_base, load_tokenizer, to_train
 from helpers.settings import settings_for
@@ -61,14 +62,15 @@ def test_fp32_is_asked_only_where_bf16_differs(decided):
         assert decided("full", precision)["value"] == "fast" and decided.asked == 0
 
 
-def test_where_fp32_does_not_fit_the_models_own_path_trains(decided, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TrainingError("expected Float")])
+def test_where_fp32_fails_the_models_own_path_trains(decided, monkeypatch, error):
     monkeypatch.setitem(paths.TOLERANCE, "bf16", (2e-2, 1e-9))
     real, calls = paths._own, []
 
     def full(*arguments):
         calls.append(arguments)
         if len(calls) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return real(*arguments)
 
     monkeypatch.setattr(paths, "_own", full)
