@@ -170,7 +170,7 @@ def checked(name: str, value):
     if expected in ("int", "float"):
         least, most = _LEAST.get(name, 1), _MOST.get(name, _AT_MOST)
         if not least <= value <= most:
-            raise SettingsError(f"{name} must lie between {least} and {most:,}, not at {value!r}")
+            raise SettingsError(f"{name} must be between {least} and {most:,}, not {value!r}")
         if name == "max_grad_norm" and 0 < value < 1e-3:
             raise SettingsError(f"max_grad_norm must be 0, which clips nothing, or at least 0.001, not {value!r}")
     if expected == "str" and not value.strip():

@@ -20,9 +20,9 @@ def test_every_profile_and_method_gives_valid_settings(profile, method):
     [
         ({"learning_rte": 0.1}, "did you mean 'learning_rate'"),
         ({"learning_rate": "1e-4"}, "learning_rate must be of type float, not str"),
-        ({"learning_rate": 3.0}, "learning_rate must lie between 1e-07 and 0.999"),
+        ({"learning_rate": 3.0}, "learning_rate must be between 1e-07 and 0.999"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"max_steps": 0}, "max_steps must lie between 1 and 1,000,000, not at 0"),
+        ({"max_steps": 0}, "max_steps must be between 1 and 1,000,000, not 0"),
         ({"max_steps": True}, "must be of type int, not bool"),
         ({"batch_size": -4}, "between 1 and 10,000,000"),
         ({"rank": 2.5}, "must be of type int"),
