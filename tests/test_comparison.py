@@ -187,3 +187,9 @@ def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):
 def test_comparing_needs_no_torch():
     code = "import sys, helpers.comparison, helpers.plotting, helpers.records, helpers.settings; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("other", "name"), [("dora", "DoRA"), ("grpo", "GRPO"), ("another", "another")])
+def test_sentences_can_compare_any_two_methods(other, name):
+    records = [replace(r, method=other) if r.method == "full" else r for r in load_reference("small-h100")]
+    assert len([s for s in conclusions(records, "lora", other) if f"LoRA minus {name}" in s]) == 2

@@ -11,13 +11,9 @@ from helpers.records import RunRecord
 
 import pandas
 
-NAMES = {
-    "lora": "LoRA",
-    "full": "full fine-tuning",
-    "qlora": "QLoRA",
-    "dora": "DoRA",
-    "rslora": "rsLoRA",
-}  # in sentences
+# in sentences
+NAMES = {"lora": "LoRA", "full": "full fine-tuning", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA"}
+NAMES |= {"dpo": "DPO", "grpo": "GRPO"}
 
 
 def _share(right: float, questions: int, **named) -> dict:
@@ -175,7 +171,9 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
     for _, row in differences(records, first, second).iterrows():
         if row["part"] in ("general", "unrelated"):
             apart = f"{row['difference']:+.3f}, 95 % {row['low']:+.3f} to {row['high']:+.3f}"
-            found.append(f"Forgetting, {row['what']}: {NAMES[first]} minus {NAMES[second]} is {apart}: {row['says']}.")
+            found.append(
+                f"Forgetting, {row['what']}: {NAMES.get(first, first)} minus {NAMES.get(second, second)} is {apart}: {row['says']}."
+            )
     if "base" in groups and (before := accuracy(groups["base"])):
         found.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
     return found
