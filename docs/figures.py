@@ -82,7 +82,7 @@ def measured(series: str) -> dict[str, dict]:
 def where(series: str) -> str:
     """Device and date of a measured series."""
     about = load_table(f"series-{series}")
-    return f"{about['device']}, {about['date']}"
+    return ", ".join(filter(None, (about["device"], about["date"], about.get("note"))))
 
 
 def notebooks(page: Path) -> str:
@@ -95,7 +95,7 @@ def notebooks(page: Path) -> str:
         rows.append(f"[{path.stem[:2]} {title}]({link})|{WHAT[path.stem[:2]]}|{minutes}")
     total = sum(row["seconds"] for row in times.values()) / 60
     missing = "; a dash: not measured" * (len(times) < len(rows) - 1)
-    return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} in total ({where('small-cpu')}{missing})."
+    return f"{table(rows)}\n\nThe minutes are those of `make run-all`, {total:.0f} for these notebooks ({where('small-cpu')}{missing})."
 
 
 def series_small(page: Path) -> str:
@@ -203,8 +203,8 @@ def story(page: Path) -> str:
     runs, last = len(groups["lora"]), groups["lora"][-1]
     device = last.device["name"].partition(", ")[0]
     panels = (
-        f"Left: the training loss of {runs} runs for each method. Middle: predicted peak memory ({memory}).\n"
-        f"Right: questions answered correctly that no run was trained on ({answers}), with 95 % intervals."
+        f"Left: training loss with seed 0. Middle: predicted peak memory ({memory}).\n"
+        f"Right: correct answers to new questions, {runs} seeds ({answers}), with 95 % intervals."
     )
     return f"![{panels.replace(chr(10), ' ')}]({image})\n\n{panels} Run on {device}, {last.finished[:10]}."
 

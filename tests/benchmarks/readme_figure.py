@@ -15,7 +15,7 @@ def main() -> None:
     records = load_reference("small-cpu")
     trained = [r for r in records if r.method != "base"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
-    plotting.loss_curves(trained, left)
+    plotting.loss_curves([r for r in trained if r.seed == 0], left).set_title("Training loss, seed 0")
     left.legend(fontsize=7)
     groups = by_method(trained)
     peaks = {method: max(r.memory["predicted"]["total"] for r in runs) / GB for method, runs in groups.items()}
