@@ -145,7 +145,8 @@ def test_the_cost_of_a_page_is_linear_in_the_output(tmp_path, shape):
         ("kept\nold\rnew\nlast", "kept\nnew\nlast"),
         ("\u200b\u200b\n", "\\u200b\\u200b\n"),
         ("a\u202eb", "a\\u202eb"),
-        ("ä\u200dö é\n \n", "ä\u200dö é\n \n"),
+        ("ä\u200dö é\n \n", "ä\u200dö é\n\n"),
+        ("padded over   \rthe bar  \n", "the bar\n"),
     ],
 )
 def test_a_page_shows_what_a_terminal_would_and_what_nobody_would_see(printed, shown):
