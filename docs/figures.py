@@ -35,7 +35,7 @@ WHAT = {
     "07": "train on several GPUs, or on two CPU processes",
     "08": "serve the merged model and write its model card",
     "09": "speed up training one change at a time",
-    "10": "find what went wrong in ten runs",
+    "10": "find what went wrong in eleven runs",
     "11": "continue after fine-tuning with GRPO and DPO",
     "12": "read a sweep and published numbers",
 }

@@ -19,7 +19,7 @@ from typing import get_type_hints
 
 from helpers.settings import AFTER_SFT
 from helpers.storage import RecordError as RecordError
-from helpers.storage import misfit, read_json, write_atomically
+from helpers.storage import misfit, read_json, sha256_if_there, write_atomically
 from helpers.storage import parse_json as parse_json
 from helpers.storage import sha256 as sha256
 
@@ -40,7 +40,7 @@ _HOLDS = {
     "data": {"source": str, "fingerprints": {"train": str}},
     "training": {
         "trainable": int, "total": int, "train_seconds": _NUMBER | None, "tokens_per_second": _NUMBER | None, "changed_share": _NUMBER,
-        "validation_loss": [_NUMBER],
+        "validation_loss": [_NUMBER], "manifest": dict,
     },
     "memory": {"peak": int},
     "evaluation": {
@@ -96,8 +96,11 @@ class RunRecord:
         The checkpoints of the run have then served their purpose and are removed.
 
         Raises:
-            RecordError: where the disk is full or the folder cannot be written; nothing partial is left.
+            RecordError: where the disk is full or the folder cannot be written (nothing partial is left), or where another
+                run has replaced the weights that this record speaks of.
         """
+        if _replaced(self, Path(folder)):
+            raise RecordError(f"another run has put its own weights into {folder} meanwhile: run this notebook again")
         self.status, self.finished = "ok", self.finished or now()
         path = Path(folder) / FILE_NAME
         known = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)  # NaN and infinity are no JSON
@@ -143,7 +146,14 @@ def folder_sizes(folder: Path) -> dict[str, int]:
 def lost_files(record: RunRecord, folder: Path) -> list[str]:
     """The files that a record lists and that are not in its folder with their size; documentation may be left out."""
     there = folder_sizes(folder)
-    return [n for n, size in record.files.items() if there.get(n) != size and not n.endswith((".md", FILE_NAME))]
+    lost = [n for n, size in record.files.items() if there.get(n) != size and not n.endswith((".md", FILE_NAME))]
+    return lost + _replaced(record, folder)
+
+
+def _replaced(record: RunRecord, folder: Path) -> list[str]:
+    """The list of hashes beside the weights, if it is no longer the one that the run wrote."""
+    written = record.training.get("manifest") or {}
+    return [name for name, digest in written.items() if sha256_if_there(folder / name) not in (digest, None)]
 
 
 def load_series(folder: Path, after_sft: bool = False) -> list[RunRecord]:

@@ -1,7 +1,9 @@
 """Training results: the loss falls, the right weights move, the same seed repeats."""
 
+from helpers import records
 from helpers.inference import logits
-from helpers.models import load_base, load_saved, load_trained
+from helpers.models import load_base, load_saved, load_trained, save_adapter
+from helpers.records import RecordError
 from helpers.settings import AFTER_SFT, METHODS, settings_for
 from helpers.sources import resolve
 from helpers.training import train
@@ -85,3 +87,16 @@ def test_a_training_cell_run_twice_starts_from_the_base_again(tmp_path, data):
     second = train(settings, data)
     assert not (second.folder / "record.json").exists()  # it comes with save(), last
     assert losses(second) == losses(first)
+
+
+def test_a_record_never_stands_beside_the_weights_of_another_run(tmp_path, data):
+    """Two notebooks train the same method one after the other; the first saves its record when the second has trained."""
+    settings = settings_for("tiny", "lora", runs_dir=str(tmp_path), max_steps=2)
+    first, second = train(settings, data), train(settings.change(learning_rate=1e-4), data)
+    with pytest.raises(RecordError, match="another run has put its own weights into .*run this notebook again"):
+        first.record.save(first.folder)
+    second.record.save(second.folder)
+    kept = records.load(second.folder)
+    assert records.lost_files(kept, second.folder) == []
+    save_adapter(first.model, resolve(settings), second.folder / "adapter")  # of the same sizes
+    assert records.lost_files(kept, second.folder) == ["adapter/manifest.json"]

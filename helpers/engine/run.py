@@ -27,7 +27,7 @@ from helpers.evaluation import held_out_loss
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, save_adapter, save_model, to_train
 from helpers.settings import AFTER_SFT, IGNORED, Settings
-from helpers.sources import answer_of, check_replaceable, quiet, resolve
+from helpers.sources import MANIFEST, answer_of, check_replaceable, quiet, resolve
 
 import torch
 from peft import PeftConfig
@@ -179,6 +179,7 @@ class Run:
             else:
                 save_adapter(self.model, base, new)
         # a record must never lie beside another run's files
+        self.facts["manifest"] = {f"{self.result}/{MANIFEST}": records.sha256(new / MANIFEST)}
         (settings.folder / records.FILE_NAME).unlink(missing_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(new, place)

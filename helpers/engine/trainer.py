@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -133,7 +132,8 @@ def tensorboard(settings: Settings) -> TrainerCallback:
     from transformers.integrations import TensorBoardCallback
 
     folder = settings.series_folder / "tensorboard" / settings.folder.name
-    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier run would be drawn into the same curve
+    for earlier in folder.glob("events.out.tfevents.*"):  # they would be drawn into the same curve
+        earlier.unlink()
     return TensorBoardCallback(SummaryWriter(folder))
 
 

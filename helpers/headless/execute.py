@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - one name is taken away before the imports that would use it
-"""Run one notebook with nbclient and make its pages: the child process of :mod:`helpers.headless.processes`.
+"""Run one notebook with papermill and make its pages: the child process of :mod:`helpers.headless.processes`.
 
 The job and the reports go through the connection whose number is the only argument: each cell that starts, and at the
 end what became of the notebook. All work whose cost depends on what a notebook puts out is done here, where the limits of
@@ -29,51 +29,61 @@ from helpers.headless.pages import failing_cell, headings, tidy, write_pages
 from helpers.headless.processes import FOLDER, descendants, end_processes, ending
 
 sys.modules["rfc3987_syntax"] = None  # jsonschema would build a grammar with it for seconds; no address is checked here
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NotebookExecutionManager
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 EXTENSION = "--IPKernelApp.extra_extensions=helpers.headless.kernel"
+KERNEL = "python3"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class Execution:
-    """One notebook, from its source to its pages."""
+class Execution(NotebookExecutionManager):
+    """One notebook, from its source to its pages. papermill calls back when a cell starts and when one fails."""
 
     def __init__(self, job: dict, report: Callable[[dict], None]):
-        self.job, self.report, self.cell = job, report, 0
+        self.job, self.report, self.cell, self.kernel, self.error = job, report, 0, None, None
         self.reads = tempfile.NamedTemporaryFile("r+")  # noqa: SIM115 - it lasts as long as this process
         os.environ[READS] = self.reads.name  # for the kernel
-        self.content = nbformat.read(job["source"], as_version=4)
-        if given := "\n".join(f"{name} = {value!r}" for name, value in job["parameters"].items()):
-            tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.content.cells]
-            cell = nbformat.v4.new_code_cell(f"# Parameters\n{given}", metadata={"tags": ["injected-parameters"]})
-            self.content.cells.insert(tagged.index(True) + 1, cell)
+        content = load_notebook_node(job["source"])
+        if job["parameters"]:
+            content = parameterize_notebook(content, job["parameters"], kernel_name=KERNEL, language="python")
+        super().__init__(content, progress_bar=False, autosave_cell_every=0)
+        self.code, self.headings = [c for c in content.cells if c.cell_type == "code"], headings(content.cells)
+        self.client = PapermillNotebookClient(
+            self, kernel_name=KERNEL, startup_timeout=120, iopub_timeout=300, raise_on_iopub_timeout=False,
+            extra_arguments=[EXTENSION], force_raise_errors=True,
+        )  # fmt: skip
+
+    def cell_start(self, cell, cell_index=None, **options) -> None:
+        """Report which code cell starts, counted from 1, and under which heading."""
+        super().cell_start(cell, cell_index, **options)
+        self.kernel = self.client.km.provisioner.process
+        if cell.cell_type == "code":
+            self.cell += 1
+            heading = self.headings[cell_index][:200]
+            self.report({"cell": self.cell, "cells": len(self.code), "heading": heading})
+
+    def cell_exception(self, cell, cell_index=None, exception=None, **options) -> None:
+        """Keep the error of a cell; papermill runs no cell after it."""
+        super().cell_exception(cell, cell_index, **options)
+        self.error = exception
 
     def run(self) -> tuple[str, str | None]:
         """Run all cells: "ok", or how it ended, and why."""
-        client = NotebookClient(
-            self.content, kernel_name="python3", startup_timeout=120, iopub_timeout=300, extra_arguments=[EXTENSION],
-            force_raise_errors=True,
-        )  # fmt: skip
-        code = [cell for cell in self.content.cells if cell.cell_type == "code"]
-        kernel = None
+        self.notebook_start()
         try:
-            with client.setup_kernel(cwd=str(Path(self.job["source"]).parent)):
-                kernel = client.km.provisioner.process
-                for place, heading in enumerate(headings(self.content.cells)):
-                    if self.content.cells[place].cell_type == "code":
-                        self.cell += 1
-                        self.report({"cell": self.cell, "cells": len(code), "heading": heading[:200]})
-                        client.execute_cell(self.content.cells[place], place)
+            self.client.execute(cwd=str(Path(self.job["source"]).parent))
         except DeadKernelError:
-            return "killed", f"the kernel {ending(kernel.poll())}"
-        except CellExecutionError as error:
-            rest = ", and the cells after it never ran" if self.cell < len(code) else ""
-            return "failed", reason(error.ename, error.evalue, error.traceback) + rest
+            return "killed", f"the kernel {ending(self.kernel.poll())}"
         except Exception as error:
             return "failed", f"the notebook could not be run: {type(error).__name__}: {error}"[:2000]
-        for number, cell in enumerate(code, 1):
+        if self.error:
+            rest = ", and the cells after it never ran" if self.cell < len(self.code) else ""
+            return "failed", reason(self.error.ename, self.error.evalue, self.error.traceback) + rest
+        for number, cell in enumerate(self.code, 1):
             if cell.execution_count is None and cell.source.strip():
                 self.cell = number
                 return "failed", "it never ran: a cell before it ended the kernel"
@@ -83,7 +93,7 @@ class Execution:
         """End what the notebook started, write its pages, and report what became of it."""
         end_descendants()
         self.report({"phase": "pages"})
-        content, path = tidy(self.content), Path(self.job["folder"], Path(self.job["source"]).name)
+        content, path = tidy(self.nb), Path(self.job["folder"], Path(self.job["source"]).name)
         outcome = {"end": end, "why": why, "cell": self.cell or None, "page": False}
         if end != "ok" and self.cell:
             outcome |= failing_cell(content, self.cell)

@@ -149,7 +149,7 @@ def _make_tiny(folder: Path) -> None:
     texts = [row["question"] + " " + row["answer"] for row in make_splits(400, 0, 0)["train"]]
     texts += [turn["content"] for each in read_conversations() if not each["held_out"] for turn in each["messages"]]
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    raw, by_bytes = Tokenizer(models.BPE(unk_token="<unk>")), pre_tokenizers.ByteLevel()
+    raw, by_bytes = Tokenizer(models.BPE(unk_token="<unk>")), pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
     raw.decoder = decoders.ByteLevel()
     options = {"special_tokens": [*special.values()], "initial_alphabet": by_bytes.alphabet(), "show_progress": False}

@@ -52,7 +52,10 @@ def test_tensorboards_events_hold_the_losses(tmp_path, data):
 
     settings = settings_for("tiny", runs_dir=str(tmp_path), max_steps=3, report_to="tensorboard")
     record = train(settings, data).record
+    note = tmp_path / "tiny/tensorboard/lora-s0/my-notes.txt"
+    note.write_text("not this project's")
     train(settings, data)  # a second run takes the place of the first
+    assert note.read_text() == "not this project's"
     events = EventAccumulator(str(tmp_path / "tiny/tensorboard/lora-s0")).Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert losses == [(step["step"], pytest.approx(step["loss"])) for step in record.steps]

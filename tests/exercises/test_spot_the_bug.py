@@ -32,7 +32,7 @@ def test_10_shows_each_symptom_and_the_guard_that_names_it(series):
         for c in executed.cells
     ), flags=re.M)  # fmt: skip
     scenes = {int(re.match(r"## (\d+)", text)[1]): text for text in scenes[1:]}
-    assert len(scenes) >= 10 and all("**Your guess?**" in text and "<summary>Hint" in text for text in scenes.values())
+    assert len(scenes) >= 11 and all("**Your guess?**" in text and "<summary>Hint" in text for text in scenes.values())
     caught = {1: "full trains everything", 2: "EOS in the batch", 3: "EOS supervised", 4: "fresh base",
               5: "trained weights changed", 6: "one BOS", 7: "one device", 8: "train and test are disjoint"}  # fmt: skip
     for number, name in caught.items():
@@ -43,3 +43,7 @@ def test_10_shows_each_symptom_and_the_guard_that_names_it(series):
     assert scenes[3].count("the limit") == 4
     losses = [float(x) for x in re.findall(r"^(?:test|validation) rows +([\d.]+)$", scenes[8], re.M)]
     assert losses[0] < 0.7 * losses[1] and abs(losses[2] - losses[3]) < 0.2 * losses[3]
+    said = dict(re.findall(r"^(here|in llama.cpp): +(.+)$", scenes[11].split("ExportError")[0], re.M))
+    mended = re.findall(r"^in llama.cpp: +(.+)$", scenes[11].split("ExportError")[1], re.M)
+    assert "they differ: '<|im' instead of '<s>" in scenes[11] and "tokens, all the same" in scenes[11]
+    assert mended == [said["here"]] != [said["in llama.cpp"]]
