@@ -24,7 +24,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from helpers.headless.kernel import READS
+from helpers.headless.extension import READS
 from helpers.headless.pages import failing_cell, headings, tidy, write_pages
 from helpers.headless.processes import FOLDER, descendants, end_processes, ending
 
@@ -35,7 +35,7 @@ from papermill.engines import NotebookExecutionManager
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-EXTENSION = "--IPKernelApp.extra_extensions=helpers.headless.kernel"
+EXTENSION = "--IPKernelApp.extra_extensions=helpers.headless.extension"
 KERNEL = "python3"
 _PR_SET_CHILD_SUBREAPER = 36
 

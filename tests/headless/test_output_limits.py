@@ -5,7 +5,7 @@ import threading
 import time
 
 from helpers.headless.display import visible
-from helpers.headless.kernel import CELL, CUT, NOTEBOOK, Limit, shorten_error, size
+from helpers.headless.extension import CELL, CUT, NOTEBOOK, Limit, shorten_error, size
 from helpers.headless.pages import as_on_a_terminal, failing_cell, tidy, write_pages
 
 import nbformat
