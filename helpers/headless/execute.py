@@ -49,7 +49,9 @@ class Execution(NotebookExecutionManager):
         os.environ[READS] = self.reads.name  # for the kernel
         content = load_notebook_node(job["source"])
         if job["parameters"]:
-            content = parameterize_notebook(content, job["parameters"], kernel_name=KERNEL, language="python")
+            content = parameterize_notebook(
+                content, job["parameters"], comment="Given to this run", kernel_name=KERNEL, language="python"
+            )
         super().__init__(content, progress_bar=False, autosave_cell_every=0)
         self.code, self.headings = [c for c in content.cells if c.cell_type == "code"], headings(content.cells)
         self.client = PapermillNotebookClient(
