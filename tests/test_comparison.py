@@ -163,13 +163,13 @@ def test_a_difference_of_methods_is_taken_item_by_item(runs):
     lora, full = runs.lora.record, runs.full.record
     found = comparison.differences([lossy(lora, 0.1), lossy(full, 0)]).set_index("part").loc["general"]
     assert found[["difference", "low", "high"]].to_list() == pytest.approx([0.1, 0.1, 0.1])
-    assert found["says"] == "full fine-tuning is better" and found["seeds"] == 1
+    assert found["says"] == "full fine-tuning is better in this run" and found["seeds"] == 1
     turned = [lossy(lora, 0.1), lossy(full, 0), lossy(lora, 0, 1), lossy(full, 0.1, 1)]
     found = comparison.differences(turned).set_index("part").loc["general"]
     assert found["low"] < 0 < found["high"] and found["says"] == "cannot be decided" and found["seeds"] == 2
     assert comparison.differences([lora]).empty
     right = comparison.differences(_seeds(runs, [[1] * 20], [[0] * 10 + [1] * 10])).set_index("part").loc["exact_match"]
-    assert right["difference"] == 50 and right["says"] == "LoRA is better"
+    assert right["difference"] == 50 and right["says"] == "LoRA is better in this run"
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):

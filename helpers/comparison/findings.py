@@ -152,7 +152,7 @@ def differences(records: list[RunRecord], first: str = "lora", second: str = "fu
             by_seed = [scale * sum(x for x, _ in each) / sum(n for _, n in each) for each in apart]
             low, high = min(low, over_seeds(by_seed)[1]), max(high, over_seeds(by_seed)[2])
         ahead = NAMES.get(first, first) if (average > 0) == (unit == "points") else NAMES.get(second, second)
-        says = "cannot be decided" if low <= 0 <= high else f"{ahead} is better"
+        says = "cannot be decided" if low <= 0 <= high else f"{ahead} is better{' in this run' * (len(seeds) == 1)}"
         found = {"difference": average, "low": low, "high": high, "unit": unit, "seeds": len(seeds), "says": says}
         rows.append({"part": part, "what": name} | found)
     return pandas.DataFrame(rows)

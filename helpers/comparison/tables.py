@@ -100,7 +100,7 @@ def table(records: list[RunRecord]) -> pandas.DataFrame:
             training = [r.training for r in runs]
             column |= {
                 "trainable parameters": f"{training[0]['trainable']:,}",
-                "share of the model": f"{100 * training[0]['trainable'] / training[0]['total']:.2f} %",
+                "share of model and adapter": f"{100 * training[0]['trainable'] / training[0]['total']:.2f} %",
                 "learning rate": f"{runs[0].settings['learning_rate']:g}",
                 "peak memory, GB": _spread([r.memory["peak"] for r in runs], 2, GB),
                 "training time, s": _spread([t["train_seconds"] for t in training], 0),
