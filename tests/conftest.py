@@ -27,9 +27,9 @@ from huggingface_hub.utils import close_session
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that need the executed series, for `make test`, which runs them beside the others."""
+    """Mark the tests that need the executed series, and those of the runner, for `make test`, which runs them beside the others."""
     for item in items:
-        if "series" in item.fixturenames:
+        if "series" in item.fixturenames or item.path.parent.name == "headless":
             item.add_marker("series")
 
 
