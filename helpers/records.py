@@ -40,7 +40,7 @@ _HOLDS = {
     "data": {"source": str, "fingerprints": {"train": str}},
     "training": {
         "trainable": int, "total": int, "train_seconds": _NUMBER | None, "tokens_per_second": _NUMBER | None, "changed_share": _NUMBER,
-        "validation_loss": [_NUMBER], "manifest": dict,
+        "validation_loss": [_NUMBER], "manifest": dict, "energy": _NUMBER | None,
     },
     "memory": {"peak": int},
     "evaluation": {
@@ -72,7 +72,7 @@ class RunRecord:
     decisions: dict = field(default_factory=dict)  # precision, attention, checkpointing, each with its reason
     guards: list = field(default_factory=list)  # {"name", "detail"}; a guard that fails stops the run
     steps: list = field(default_factory=list)  # {"step", "loss", "grad_norm", "learning_rate", "seconds"}
-    training: dict = field(default_factory=dict)  # tokens, seconds, trainable and total parameters
+    training: dict = field(default_factory=dict)  # tokens, seconds, joules (energy), trainable and total parameters
     memory: dict = field(default_factory=dict)  # predicted by part, measured peak, timeline
     evaluation: dict | None = None
     files: dict = field(default_factory=dict)  # name -> bytes of what was saved

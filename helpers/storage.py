@@ -13,7 +13,17 @@ from pathlib import Path
 
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
 # what a record may hold null for, or lack
-_NOT_MEASURED = ("evaluation", "exact_match", "harder", "families", "prose", "general", "unrelated", "manifest")
+_NOT_MEASURED = (
+    "evaluation",
+    "exact_match",
+    "harder",
+    "families",
+    "prose",
+    "general",
+    "unrelated",
+    "manifest",
+    "energy",
+)
 
 
 class RecordError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -15,6 +16,29 @@ import torch
 def used_memory(kind: str) -> int:
     """Bytes in use now: allocated by torch on a GPU, resident in this process on a CPU."""
     return psutil.Process().memory_info().rss if kind == "cpu" else torch.cuda.memory_allocated(own_gpu())
+
+
+def energy() -> float | None:
+    """Joules that this process's GPU has counted since its driver was loaded; None where nothing counts them.
+
+    NVIDIA's counter is read through NVML, AMD's through ``amdsmi`` (by its documentation: this was run on no AMD GPU).
+    """
+    if not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_properties(own_gpu())
+    with contextlib.suppress(Exception):  # the package is not installed, or the card has no counter
+        if torch.version.hip:
+            import amdsmi
+
+            amdsmi.amdsmi_init()
+            place = f"{card.pci_domain_id:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
+            count = amdsmi.amdsmi_get_energy_count(amdsmi.amdsmi_get_processor_handle_from_bdf(place))
+            return count["energy_accumulator"] * count["counter_resolution"] / 1e6  # microjoules
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{card.uuid}")) / 1000
+    return None
 
 
 class MemoryMonitor:

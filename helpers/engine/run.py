@@ -18,7 +18,7 @@ from helpers.device import Plan, World, plan
 from helpers.engine import distributed, preflight
 from helpers.engine.checkpoints import Checkpoints, conditions
 from helpers.engine.locks import locked
-from helpers.engine.monitor import MemoryMonitor
+from helpers.engine.monitor import MemoryMonitor, energy
 from helpers.engine.paths import compared
 from helpers.engine.preflight import Stopped, TrainingError
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
@@ -137,8 +137,10 @@ class Run:
             )
             batch = next(iter(trainer.get_train_dataloader()))
             self.checks.append(guards.batch_is_supervised(batch, self.order[self.world.rank], self.tokenizer))
+            before = None if self.resumed else energy()
             trainer.train(resume_from_checkpoint=str(self.resumed.folder) if self.resumed else None)
             self.facts["train_seconds"] = self.steps.elapsed()
+            self.joules = None if before is None else energy() - before
         monitor.mark("save")
         self.exact = trainer.exact_weights()  # before rounding
 
@@ -154,7 +156,10 @@ class Run:
         elif size > 1:
             digests = distributed.gather(guards.digest(model, trainable=True)[0])
             self.checks.append(guards.Guard("all processes agree", distributed.in_agreement(digests)))
-        ranks = distributed.gather({"device": self.plan.device.name, "peak": memory["peak"], **held})
+        own = {"device": self.plan.device.name, "peak": memory["peak"], "energy": self.joules}
+        ranks = distributed.gather(own | held)
+        spent = [rank["energy"] for rank in ranks]
+        self.facts["energy"] = None if None in spent else sum(spent)
         self.record.memory = memory | {"predicted": self.plan.predicted.to_dict(), "ranks": ranks}
         self.watch = None
         if self.plan.sharded:

@@ -79,7 +79,11 @@ class Execution(NotebookExecutionManager):
         try:
             self.client.execute(cwd=str(Path(self.job["source"]).parent))
         except DeadKernelError:
-            return "killed", f"the kernel {ending(self.kernel.poll())}"
+            died, outputs = f"the kernel {ending(self.kernel.poll())}", self.code[self.cell - 1].outputs
+            for error in (output for output in outputs if output.output_type == "error"):
+                lines = "\n".join(error.traceback)
+                return "failed", f"{reason(error.ename, error.evalue, lines)}; then {died}"
+            return "killed", died
         except Exception as error:
             return "failed", f"the notebook could not be run: {type(error).__name__}: {error}"[:2000]
         if self.error:

@@ -1,7 +1,7 @@
 """Make the reference records that helpers/reference ships: python -m tests.benchmarks.reference_runs PART --out DIR
 
 Parts:
-    seeds     lora and full with three seeds each and the base: scores, speed and memory; the base and the first seed
+    seeds     lora, full and qlora with three seeds each and the base: scores, speed and memory; the base and the first seed
               run alone, the others --jobs at a time and then without speeds; a run whose file exists is not repeated
     memory7b  predicted against measured memory, Llama-2-7B shape with random weights, on a GPU
     shape7b   lora and full on the same shape through the notebooks' own path, 1,000 synthetic rows of log-normal
@@ -56,7 +56,7 @@ def one(profile: str, out: Path, name: str, alone: bool = True, **changes) -> No
         record.note = "random weights: speed and memory only"
     if not alone:
         record.note = "run beside others, so no speed"
-        record.training |= {"tokens_per_second": None, "train_seconds": None}
+        record.training |= {"tokens_per_second": None, "train_seconds": None, "energy": None}
     record.memory["timeline"] = record.memory.get("timeline", [])[::2]
     record.evaluation["replies"] = record.evaluation["replies"][:6]
     saved = record.save(run.folder)
@@ -234,7 +234,9 @@ def main() -> None:
         shape7b(given.out)
     else:
         first, *others = map(int, given.seeds.split(","))
-        runs = {n: [(f"{m}-s{n}", {"method": m, "seed": n}) for m in ("lora", "full")] for n in (first, *others)}
+        runs = {
+            n: [(f"{m}-s{n}", {"method": m, "seed": n}) for m in ("lora", "full", "qlora")] for n in (first, *others)
+        }
         timed, rest = [("base-s0", {"method": "base"}), *runs[first]], [run for n in others for run in runs[n]]
         if given.untimed:
             timed, rest = [], timed + rest

@@ -81,6 +81,22 @@ def test_the_reason_of_a_failure_is_named(book, cell, end, why):
 
 
 @pytest.mark.parametrize(
+    ("last", "then"),
+    [
+        ("os._exit(3)", "the kernel ended itself with exit code 3"),
+        ("os.kill(os.getpid(), 9)", "the kernel was killed, most often"),
+        ("os.abort()", "the kernel was ended by SIGABRT"),
+    ],
+)
+def test_an_error_is_named_also_where_the_kernel_dies_of_it(book, last, then):
+    hook = f"import os, time\nget_ipython().events.register('post_run_cell', lambda result: (time.sleep(1), {last}))\n"
+    book.write("00_both", hook + "raise MemoryError('no room for the weights')", "print('never')")
+    assert book.run() == "failed"
+    why = book.entry("00_both")["why"]
+    assert why.startswith(f"MemoryError: no room for the weights; then {then}"), why
+
+
+@pytest.mark.parametrize(
     ("name", "text", "code", "why"),
     [
         ("AssertionError", "", "assert 1 > 2", "AssertionError: at `assert 1 > 2`"),
