@@ -193,3 +193,13 @@ def test_comparing_needs_no_torch():
 def test_sentences_can_compare_any_two_methods(other, name):
     records = [replace(r, method=other) if r.method == "full" else r for r in load_reference("small-h100")]
     assert len([s for s in conclusions(records, "lora", other) if f"LoRA minus {name}" in s]) == 2
+
+
+@pytest.mark.parametrize("kept", [8, 1, 0])
+def test_replies_stand_side_by_side_as_far_as_all_records_keep_them(kept):
+    base, *others = [r for r in load_reference("small-h100") if r.seed == 0]
+    prose = base.evaluation["prose"]
+    short = replace(base, evaluation=base.evaluation | {"prose": prose | {"replies": prose["replies"][:kept]}})
+    table = comparison.side_by_side([*others, short])
+    assert len(table) == kept and list(table["base"]) == [each["reply"] for each in prose["replies"][:kept]]
+    assert list(table["question"]) == [each["question"] for each in prose["replies"][:kept]]

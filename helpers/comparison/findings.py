@@ -56,9 +56,10 @@ def baselines(records: list[RunRecord]) -> pandas.DataFrame:
 def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
     """What each method replied to the same held-out conversations, or to test questions where there are none."""
     part = [(r.evaluation.get("prose") or r.evaluation)["replies"] for r in records]
-    columns = {name: [entry[name] for entry in part[0]] for name in ("question", "reference")}
+    shared = min(map(len, part))  # a record may keep more of them
+    columns = {name: [entry[name] for entry in part[0][:shared]] for name in ("question", "reference")}
     return pandas.DataFrame(
-        columns | {r.method: [e["reply"] for e in replies] for r, replies in zip(records, part, strict=True)}
+        columns | {r.method: [e["reply"] for e in replies[:shared]] for r, replies in zip(records, part, strict=True)}
     )
 
 

@@ -50,7 +50,9 @@ def loss_curves(records: list[RunRecord], axes: Axes) -> Axes:
             name, look = f"{record.method} {kind}".strip(), "." if kind == "conversations" else ""
             axes.plot(line, linewidth=1.2 if look else 2.4, marker=look, label=name, **style)
             ends.append(f"{name} {line.iloc[-1]:.2g}")
-        axes.plot(losses[(kinds > 0) & (kinds < 1)], ".", color="grey", alpha=0.5)
+        if len(both := losses[(kinds > 0) & (kinds < 1)]):
+            name = None if "batches of both" in axes.get_legend_handles_labels()[1] else "batches of both"
+            axes.plot(both, ".", color="grey", alpha=0.5, label=name)
     axes.set(xlabel="step", ylabel="training loss, nats per token", yscale="log")
     axes.set_title("Training loss at the end: " + ", ".join(ends[:2]) + ("\n" + ", ".join(ends[2:])).rstrip())
     low, high = axes.get_ylim()  # where losses span little, 1, 2 and 5 may be one number or none
@@ -104,7 +106,7 @@ def memory_timeline(record: RunRecord, axes: Axes, since: float = 0, until: floa
     axes.axhline(peak, color="black", linestyle=":", linewidth=1)
     axes.text(times[0], peak, f" peak {peak:.2f} GB", va="bottom")
     axes.set(xlabel="seconds since the start", ylabel="GB in use", ylim=(0, 1.2 * max(*used, peak)))
-    axes.set_title(f"{record.method}: most memory in {highest}")
+    axes.set_title(f"{record.method}: highest sample in {highest}")
     axes.legend(ncols=6, **BELOW)
     return axes
 

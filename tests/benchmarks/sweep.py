@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 
 ATTENTION = "q_proj,k_proj,v_proj,o_proj"
-LORA, FULL = (3e-4, 1e-3, 3e-3, 1e-2), (3e-5, 7e-5, 1e-4, 3e-4, 1e-3)
+LORA, FULL = (3e-4, 1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4, 1e-3)
 VALIDATION_ROWS = 200  # about 144 questions: more than in the profile, since they decide
 
 

@@ -39,6 +39,17 @@ def test_a_process_that_fails_says_why(tmp_path):
         launch.launch(settings_for("tiny", model=str(tmp_path), runs_dir=str(tmp_path)), "CPU", 2)
 
 
+@pytest.mark.parametrize(("own", "count", "each"), [(8, 2, "4"), (8, 1, "8"), (6, 4, "1"), (1, 2, "1")])
+def test_processes_share_the_threads_of_this_one_whatever_the_shell_says(monkeypatch, tmp_path, own, count, each):
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: own)
+    given = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: given.update(env) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launch.launch(settings_for("tiny", runs_dir=str(tmp_path)), "CPU", count)
+    assert given["OMP_NUM_THREADS"] == each
+
+
 def test_cluster_files_are_shell_and_torchrun_knows_their_arguments(tmp_path):
     from torch.distributed.run import get_args_parser
 
