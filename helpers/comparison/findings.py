@@ -138,7 +138,8 @@ def differences(records: list[RunRecord], first: str = "lora", second: str = "fu
     one seed it leaves out the luck of a run.
 
     Returns:
-        One row per part that both methods hold: ``part``, ``difference``, ``low``, ``high``, ``unit``, ``seeds``, and ``says``.
+        One row per part that both methods hold: ``part``, ``what``, ``difference``, ``low``, ``high``, ``unit``, ``seeds``,
+        ``says``, and ``interval``, which puts the numbers into words.
     """
     runs = {(r.method, r.seed): r for r in records}
     seeds = sorted(s for method, s in runs if method == first and (second, s) in runs)
@@ -154,8 +155,10 @@ def differences(records: list[RunRecord], first: str = "lora", second: str = "fu
             low, high = min(low, over_seeds(by_seed)[1]), max(high, over_seeds(by_seed)[2])
         ahead = NAMES.get(first, first) if (average > 0) == (unit == "points") else NAMES.get(second, second)
         says = "cannot be decided" if low <= 0 <= high else f"{ahead} is better{' in this run' * (len(seeds) == 1)}"
+        digits = 1 if unit == "points" else 3
+        words = f"{average:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}) {unit}"
         found = {"difference": average, "low": low, "high": high, "unit": unit, "seeds": len(seeds), "says": says}
-        rows.append({"part": part, "what": name} | found)
+        rows.append({"part": part, "what": name} | found | {"interval": words})
     return pandas.DataFrame(rows)
 
 
