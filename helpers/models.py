@@ -136,7 +136,8 @@ def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | No
 
 def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:
     """Save an adapter together with the fingerprint of the base it belongs to, and a manifest of hashes."""
-    model.save_pretrained(folder)
+    # otherwise PEFT looks for the base where the adapter was made, on the hub at last, and warns
+    model.save_pretrained(folder, save_embedding_layers=False)
     facts = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
     (folder / BASE_FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     write_manifest(folder)

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from helpers.models import BASE_FILE, load_adapter, load_base
+from helpers.models import BASE_FILE, load_adapter, load_base, save_adapter
 from helpers.sources import MANIFEST, ModelError, resolve, write_manifest
 
 import pytest
@@ -142,3 +142,20 @@ def test_two_adapters_stand_side_by_side_and_the_newest_is_active(adapter, tiny,
     weights = dict(model.named_parameters())
     name = next(name for name in weights if name.endswith("lora_A.default.weight"))
     assert torch.equal(weights[name], -weights[name.replace("default", "negative")])
+
+
+@pytest.mark.parametrize("place", ["/another/machine/models/tiny", "somebody/a-model", ""])
+def test_an_adapter_made_elsewhere_is_saved_again_without_a_word_or_a_look_at_the_hub(
+    adapter, tiny, tmp_path, recwarn, monkeypatch, place
+):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": place}))
+    (adapter / MANIFEST).unlink()
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *given: asked.append(given))
+    model = load(adapter, tiny)
+    recwarn.clear()
+    save_adapter(model, resolve(tiny), tmp_path / "again")
+    assert not asked and not [w for w in recwarn if "config" in str(w.message)]
+    again, before = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "again", adapter))
+    assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in again)
