@@ -169,17 +169,22 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
         raise NotComparable(f"both {first} and {second} are needed, there are {', '.join(groups) or 'no records'}")
     a, b = groups[first], groups[second]
     found = _costs(a, b, NAMES.get(first, first), NAMES.get(second, second))
+    apart = {row["part"]: row for _, row in differences(records, first, second).iterrows()}
     for what, part in (("Accuracy", "exact_match"), ("Accuracy, larger numbers", "harder")):
         with suppress(NotComparable):  # nothing was scored
-            found.append(_verdict(what, verdicts(records, first, second, part), first, second))
-    for _, row in differences(records, first, second).iterrows():
-        if row["part"] in ("general", "unrelated"):
-            apart = f"{row['difference']:+.3f}, 95 % {row['low']:+.3f} to {row['high']:+.3f}"
-            found.append(
-                f"Forgetting, {row['what']}: {NAMES.get(first, first)} minus {NAMES.get(second, second)} is {apart}: {row['says']}."
-            )
+            seeds = verdicts(records, first, second, part)
+            found.append(_verdict(what, seeds, first, second, apart[part]["interval"]))
+    for row in (apart[part] for part in ("general", "unrelated") if part in apart):
+        names = f"{NAMES.get(first, first)} minus {NAMES.get(second, second)}"
+        hint = " This is a hint: another seed can reverse it." if row["seeds"] < 3 else ""
+        found.append(f"Forgetting, {row['what']}: {names} is {row['interval']}: {row['says']}.{hint}")
     if "base" in groups and (before := accuracy(groups["base"])):
-        found.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
+        tried = {
+            k: v["right"] for k, v in (groups["base"][0].evaluation.get("baselines") or {}).items() if k != "guess"
+        }
+        best = max(tried, key=lambda name: sum(tried[name]), default=None)
+        prompt = f", and with its best prompt ({best}) {sum(tried[best])} of {len(tried[best])}" if best else ""
+        found.append(f"The untouched base answers {before[0]} of {before[1]} exactly{prompt}.")
     return found
 
 
@@ -207,14 +212,14 @@ def _costs(a: list[RunRecord], b: list[RunRecord], first: str, second: str) -> l
     return found
 
 
-def _verdict(what: str, seeds: pandas.DataFrame, first: str, second: str) -> str:
+def _verdict(what: str, seeds: pandas.DataFrame, first: str, second: str, apart: str) -> str:
     """One sentence on two methods: over three seeds or more an interval decides, else the runs are only described."""
     x, y = (100 * (seeds[name] / seeds["questions"]).mean() for name in (first, second))
     one, two = NAMES.get(first, first), NAMES.get(second, second)
     counts = f"{what}: {one} answers {x:.0f} % of {seeds['questions'][0]} questions, {two} {y:.0f} %"
     if len(seeds) < 3:
         return (
-            f"{counts}, with {len(seeds)} seed{'s' * (len(seeds) > 1)}. This describes these runs: another seed can reverse the "
+            f"{counts}, with {len(seeds)} seed{'s' * (len(seeds) > 1)}; question by question the difference is {apart}. This describes these runs: another seed can reverse the "
             "order, so a claim about the methods needs three seeds or more."
         )
     differences = 100 * (seeds[first] - seeds[second]) / seeds["questions"]

@@ -1,6 +1,7 @@
 """Where base models and rows come from: made here, bundled, your own files, or the hub."""
 
 from helpers.sources.adapters import check_adapter, check_loaded
+from helpers.sources.answers import answer_of
 from helpers.sources.base_models import SMOLLM2_HUB_ID, Base, models_folder, resolve
 from helpers.sources.conversations import read_conversations
 from helpers.sources.hub import explain
@@ -13,6 +14,6 @@ from helpers.sources.manifest import (
     reading,
     write_manifest,
 )
-from helpers.sources.questions import answer_of, make_splits, practice_questions
+from helpers.sources.questions import make_splits, practice_questions
 from helpers.sources.rows import DataError
 from helpers.sources.templates import LLAMA2_TEMPLATE

@@ -1,4 +1,4 @@
-"""Archives of finished runs: an uncompressed zip of one run, with its record and its adapter or model.
+"""The archives of catch-up: an uncompressed zip of one run, with its record and its adapter or model.
 
 Nothing is unpacked that the record does not list, that belongs to another base model, or that is larger than the archive
 or the free space of the disk. The zip finds damaged bytes, and the manifest beside the weights has their sha256.
