@@ -25,7 +25,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 # What comes with torch, whichever build it is, and what venv brings: the lock leaves these open.
-WITH_TORCH = re.compile(r"torch|triton|pytorch|nvidia-(?!ml-py$)|cuda-|amd-|rocm(-sdk.*)?$|networkx$|sympy$|mpmath$|pip$")
+WITH_TORCH = re.compile(
+    r"torch|triton|pytorch|nvidia-(?!ml-py$)|cuda-|amd-|rocm(-sdk.*)?$|networkx$|sympy$|mpmath$|pip$"
+)
 
 
 def direct() -> dict[str, SpecifierSet]:
