@@ -30,6 +30,16 @@ class RecordError(ValueError):
     """A record that is missing, damaged, of another version or incomplete; the message names the file."""
 
 
+def _write(path: Path, temporary: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all; links in its place are replaced, never followed.
 
@@ -38,13 +48,10 @@ def write_atomically(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        try:
+            _write(path, temporary, text)
+        except FileNotFoundError:  # somebody deleted the folder meanwhile
+            _write(path, temporary, text)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

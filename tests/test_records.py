@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 from helpers import records
 from helpers.records import RecordError, RunRecord
@@ -118,6 +120,22 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(RecordError, match="No space left on device"):
         records.write_atomically(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("moment", ["unlink", "fsync", "replace"])
+def test_a_write_survives_that_its_folder_is_deleted_meanwhile(tmp_path, monkeypatch, moment):
+    path = tmp_path / "run" / "status.json"
+    owner = Path if moment == "unlink" else os
+    real, deleted = getattr(owner, moment), []
+
+    def delete_first(*given, **options):
+        if not deleted:
+            deleted.append(shutil.rmtree(path.parent))
+        return real(*given, **options)
+
+    monkeypatch.setattr(owner, moment, delete_first)
+    records.write_atomically(path, "new")
+    assert deleted and path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["status.json"]
 
 
 def test_environment_is_an_allow_list(monkeypatch):

@@ -179,12 +179,12 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
         hint = " This is a hint: another seed can reverse it." if row["seeds"] < 3 else ""
         found.append(f"Forgetting, {row['what']}: {names} is {row['interval']}: {row['says']}.{hint}")
     if "base" in groups and (before := accuracy(groups["base"])):
-        tried = {
-            k: v["right"] for k, v in (groups["base"][0].evaluation.get("baselines") or {}).items() if k != "guess"
-        }
-        best = max(tried, key=lambda name: sum(tried[name]), default=None)
-        prompt = f", and with its best prompt ({best}) {sum(tried[best])} of {len(tried[best])}" if best else ""
-        found.append(f"The untouched base answers {before[0]} of {before[1]} exactly{prompt}.")
+        found.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
+        if len(ways := baselines(groups["base"])):
+            best = ways[ways["way"] != "random guess"].nlargest(1, "right").iloc[0]
+            found.append(
+                f"The best way to ask it ({best['way']}) gets {best['right']:.0f} of {best['questions']} right."
+            )
     return found
 
 

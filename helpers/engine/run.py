@@ -140,7 +140,8 @@ class Run:
             before = None if self.resumed else energy()
             trainer.train(resume_from_checkpoint=str(self.resumed.folder) if self.resumed else None)
             self.facts["train_seconds"] = self.steps.elapsed()
-            self.joules = None if before is None else energy() - before
+            after = energy()
+            self.joules = None if None in (before, after) else after - before
         monitor.mark("save")
         self.exact = trainer.exact_weights()  # before rounding
 

@@ -50,7 +50,7 @@ def name_of(run: dict) -> str:
 def begin(devices: list[str], threads: int) -> None:
     """Give this worker one device and its share of the cores, before torch is imported."""
     number = multiprocessing.current_process()._identity[0] - 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
@@ -148,7 +148,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     seeds, rows = ([int(n) for n in text.split(",")] for text in (given.seeds, given.rows))
     work = [(given.profile, given.out, run) for run in grid(seeds, rows)]
-    share = (given.devices.split(",") if given.devices else [], max((os.cpu_count() or 1) // given.jobs, 1))
+    share = (given.devices.split(",") if given.devices else [], max(len(os.sched_getaffinity(0)) // given.jobs, 1))
     with multiprocessing.get_context("spawn").Pool(given.jobs, begin, share) as pool:
         for _ in pool.imap_unordered(one, work):
             pass

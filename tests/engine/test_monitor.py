@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from helpers.device import Device
 from helpers.engine.monitor import MemoryMonitor, energy
+from helpers.training import train
 
 import pytest
 import torch
@@ -73,3 +74,10 @@ def test_energy_is_that_of_the_cards_own_counter_or_unknown(monkeypatch, hip, gi
 
 def test_a_processor_counts_no_energy(runs):
     assert energy() is None and runs.lora.record.training["energy"] is None
+
+
+@pytest.mark.parametrize(("counts", "joules"), [([100.0, 350.0], 250.0), ([100.0, None], None), ([None, 350.0], None)])
+def test_a_counter_that_fails_during_a_training_loses_nothing(monkeypatch, tiny, data, tmp_path, counts, joules):
+    monkeypatch.setattr("helpers.engine.run.energy", lambda left=[*counts]: left.pop(0))
+    record = train(tiny.change(max_steps=1, warmup_steps=0, save_steps=0, runs_dir=str(tmp_path)), data).record
+    assert record.training["energy"] == joules and record.training["train_seconds"] > 0
