@@ -210,5 +210,5 @@ def test_what_one_seed_says_is_told_with_its_interval_and_as_a_hint():
     few, all_seeds = conclusions(one), conclusions(load_reference("small-h100"))
     right = comparison.differences(one).set_index("part").loc["exact_match", "interval"]
     assert sum(right in sentence and "another seed can reverse" in sentence for sentence in few) == 1
-    assert sum("This is a hint" in sentence for sentence in few) == 2 and not any("hint" in s for s in all_seeds)
+    assert sum("This is a hint" in sentence for sentence in few) == 1 and not any("hint" in s for s in all_seeds)
     assert few[-1] == "The best way to ask it (base, three of the family) gets 3 of 30 right."

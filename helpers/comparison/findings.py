@@ -176,7 +176,7 @@ def conclusions(records: list[RunRecord], first: str = "lora", second: str = "fu
             found.append(_verdict(what, seeds, first, second, apart[part]["interval"]))
     for row in (apart[part] for part in ("general", "unrelated") if part in apart):
         names = f"{NAMES.get(first, first)} minus {NAMES.get(second, second)}"
-        hint = " This is a hint: another seed can reverse it." if row["seeds"] < 3 else ""
+        hint = " This is a hint: another seed can reverse it." if row["seeds"] < 3 and "better" in row["says"] else ""
         found.append(f"Forgetting, {row['what']}: {names} is {row['interval']}: {row['says']}.{hint}")
     if "base" in groups and (before := accuracy(groups["base"])):
         found.append(f"The untouched base answers {before[0]} of {before[1]} exactly.")
