@@ -125,7 +125,7 @@ def _shown(examples: list[Example], replies: list[str]) -> list[dict]:
     return [{"question": e.prompt[-1]["content"], "reference": e.reference, "reply": reply} for e, reply in pairs]
 
 
-def baselines(model, tokenizer, data: Data, settings, questions: int = 30) -> dict:
+def baselines(model, tokenizer, data: Data, settings, questions: int = 25) -> dict:
     """What prompts alone get out of a model, on the first test questions: the scores that training has to beat.
 
     Every prompt says how to answer. Worked examples are training rows, given as earlier turns of the conversation.
@@ -144,12 +144,14 @@ def baselines(model, tokenizer, data: Data, settings, questions: int = 30) -> di
         "six examples": lambda row: spread,
         "three of the family": lambda row: known[row.family][:3],
     }
+    prompts = [_instructed([*examples(row), row]) for examples in shown.values() for row in asked]
+    with _sdpa(model, settings):  # time to think, so twice the tokens
+        replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, settings.eval_batch_size)
     result: dict = {}
-    for name, examples in shown.items():
-        prompts = [_instructed([*examples(row), row]) for row in asked]
-        with _sdpa(model, settings):  # long prompts, so few at a time; time to think, so twice the tokens
-            replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, min(settings.eval_batch_size, 30))
-        result[name] = {"right": [int(ok) for ok in score(asked, replies)], "prompt": prompts[0].prompt}
+    for number, name in enumerate(shown):
+        part = slice(number * len(asked), (number + 1) * len(asked))
+        right = [int(ok) for ok in score(asked, replies[part])]
+        result[name] = {"right": right, "prompt": prompts[part.start].prompt}
     answered = {family: [answer_of(row.reference) for row in rows] for family, rows in known.items()}
     guesses = [answered[row.family].count(answer_of(row.reference)) / len(answered[row.family]) for row in data.test]
     return result | {"guess": sum(guesses) / len(guesses)}
