@@ -107,7 +107,7 @@ def evaluate(model, tokenizer, data: Data, settings, replies_kept: int = 24) -> 
         replies = answers(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
         # prose takes about twice as many words as a worked answer
         told = answers(model, tokenizer, prose, 2 * settings.max_new_tokens, settings.eval_batch_size)
-    if prose:
+    if data.prose:
         shown = {"replies": _shown(prose, told), "fingerprint": fingerprint(data.prose)}
         result["prose"] = held_out_loss(model, data.prose) | shown
     if data.scored:
@@ -144,14 +144,12 @@ def baselines(model, tokenizer, data: Data, settings, questions: int = 25) -> di
         "six examples": lambda row: spread,
         "three of the family": lambda row: known[row.family][:3],
     }
-    prompts = [_instructed([*examples(row), row]) for examples in shown.values() for row in asked]
-    with _sdpa(model, settings):  # time to think, so twice the tokens
-        replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, settings.eval_batch_size)
     result: dict = {}
-    for number, name in enumerate(shown):
-        part = slice(number * len(asked), (number + 1) * len(asked))
-        right = [int(ok) for ok in score(asked, replies[part])]
-        result[name] = {"right": right, "prompt": prompts[part.start].prompt}
+    for name, examples in shown.items():
+        prompts = [_instructed([*examples(row), row]) for row in asked]
+        with _sdpa(model, settings):  # long prompts, so few at a time; time to think, so twice the tokens
+            replies = answers(model, tokenizer, prompts, 2 * settings.max_new_tokens, min(settings.eval_batch_size, 30))
+        result[name] = {"right": [int(ok) for ok in score(asked, replies)], "prompt": prompts[0].prompt}
     answered = {family: [answer_of(row.reference) for row in rows] for family, rows in known.items()}
     guesses = [answered[row.family].count(answer_of(row.reference)) / len(answered[row.family]) for row in data.test]
     return result | {"guess": sum(guesses) / len(guesses)}

@@ -153,6 +153,10 @@ def main() -> None:
         for _ in pool.imap_unordered(one, work):
             pass
     collect(given.profile, given.out)
+    if missing := [name_of(run) for _, _, run in work if not (given.out / f"{name_of(run)}.json").exists()]:
+        raise SystemExit(
+            f"{len(missing)} of {len(work)} runs failed, such as {missing[0]}; the same command tries them again"
+        )
 
 
 if __name__ == "__main__":
