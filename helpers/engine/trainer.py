@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.batches import Collator, widest
 from helpers.device import Plan
-from helpers.engine import adapters, attention, distributed
+from helpers.engine import attention, distributed, lora
 from helpers.engine.checkpoints import Checkpoint, Checkpoints
 from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
@@ -220,7 +220,7 @@ def fast(model, plan: Plan):
 
         _apply_liger_kernel_to_instance(base, cross_entropy=False, fused_linear_cross_entropy=False)
     if plan.device.kind == "cpu":
-        adapters.fuse(base)
+        lora.fuse(base)
     layers = decoder_blocks(base) if plan.value("compile") else []
     products = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
     try:

@@ -1,6 +1,6 @@
 """The shorter forward pass of a LoRA layer computes what PEFT's does, and leaves alone what it does not know."""
 
-from helpers.engine.adapters import fuse
+from helpers.engine.lora import fuse
 
 import pytest
 import torch
