@@ -1,4 +1,4 @@
-"""A LoRA layer with fewer passes over memory, for a CPU: there PEFT's casts and additions take longer than the adapter's products."""
+"""A LoRA layer with fewer passes over memory, for a CPU: PEFT casts, scales and adds in a pass each."""
 
 from __future__ import annotations
 
