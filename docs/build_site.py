@@ -90,7 +90,7 @@ def results(executed: Path, profile: str) -> str:
             f"| [{name}](notebooks/{name}.ipynb) | {entry.get('finished')} | {(entry.get('seconds') or 0) / 60:.1f} |"
         )
     shown_series = {f"Its records, `{profile}`": load_series(executed)}
-    shown_series |= {f"Reference: `{name}`": load_reference(name) for name in ("small-cpu", "small-h100")}
+    shown_series |= {f"Reference: `{name}`": load_reference(name) for name in ("small-cpu", "small-h200")}
     for title, records in shown_series.items():
         if not records:
             continue

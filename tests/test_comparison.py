@@ -191,13 +191,13 @@ def test_comparing_needs_no_torch():
 
 @pytest.mark.parametrize(("other", "name"), [("dora", "DoRA"), ("grpo", "GRPO"), ("another", "another")])
 def test_sentences_can_compare_any_two_methods(other, name):
-    records = [replace(r, method=other) if r.method == "full" else r for r in load_reference("small-h100")]
+    records = [replace(r, method=other) if r.method == "full" else r for r in load_reference("small-h200")]
     assert len([s for s in conclusions(records, "lora", other) if f"LoRA minus {name}" in s]) == 2
 
 
 @pytest.mark.parametrize("kept", [8, 1, 0])
 def test_replies_stand_side_by_side_as_far_as_all_records_keep_them(kept):
-    base, *others = [r for r in load_reference("small-h100") if r.seed == 0]
+    base, *others = [r for r in load_reference("small-h200") if r.seed == 0]
     prose = base.evaluation["prose"]
     short = replace(base, evaluation=base.evaluation | {"prose": prose | {"replies": prose["replies"][:kept]}})
     table = comparison.side_by_side([*others, short])
@@ -206,9 +206,13 @@ def test_replies_stand_side_by_side_as_far_as_all_records_keep_them(kept):
 
 
 def test_what_one_seed_says_is_told_with_its_interval_and_as_a_hint():
-    one = [r for r in load_reference("small-h100") if r.seed == 0]
-    few, all_seeds = conclusions(one), conclusions(load_reference("small-h100"))
+    records = load_reference("small-h200")
+    for r in records:
+        if r.method == "lora":  # so much worse that question by question there is no doubt
+            r.evaluation["unrelated"]["losses"] = [[x + 1 for x in row] for row in r.evaluation["unrelated"]["losses"]]
+    one = [r for r in records if r.seed == 0]
+    few, all_seeds = conclusions(one), conclusions(records)
     right = comparison.differences(one).set_index("part").loc["exact_match", "interval"]
     assert sum(right in sentence and "another seed can reverse" in sentence for sentence in few) == 1
     assert sum("This is a hint" in sentence for sentence in few) == 1 and not any("hint" in s for s in all_seeds)
-    assert few[-1] == "The best way to ask it (base, three of the family) gets 3 of 30 right."
+    assert few[-1] == "The best way to ask it (base, three of the family) gets 3 of 25 right."

@@ -78,7 +78,7 @@ def test_measured_cases_cover_the_methods_and_settings():
     assert len({c["rank"] for c in cases}) >= 4 and len({c["targets"] for c in cases}) >= 3
 
 
-@pytest.mark.parametrize("record", load_reference("small-h100") + load_reference("llama2-7b-shape-h200"),
+@pytest.mark.parametrize("record", load_reference("small-h200") + load_reference("llama2-7b-shape-h200"),
                          ids=lambda r: f"{r.profile}-{r.method}-s{r.seed}")  # fmt: skip
 def test_runs_through_the_notebooks_path_agree_with_their_prediction(record):
     """Whole runs on an H100 and an H200. The prediction takes every token for supervised; of these small rows less than half are."""

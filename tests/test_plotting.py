@@ -27,7 +27,7 @@ def test_a_loss_axis_has_several_numbers_however_little_it_spans(axes, losses):
 
 
 def test_questions_and_conversations_are_lines_of_their_own(axes):
-    (run,) = [r for r in load_reference("small-h100") if (r.method, r.seed) == ("lora", 0)]
+    (run,) = [r for r in load_reference("small-h200") if (r.method, r.seed) == ("lora", 0)]
     losses = [step["loss"] for step in run.steps]
     run.data["scored"] = [0.5 if number % 10 == 0 else float(loss < 2) for number, loss in enumerate(losses)]
     plotting.loss_curves([run], axes)

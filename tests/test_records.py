@@ -144,7 +144,7 @@ def test_environment_is_an_allow_list(monkeypatch):
     assert records.environment()["trl"]
 
 
-@pytest.mark.parametrize("name", ["small-cpu", "small-h100", "llama2-7b-shape-h200"])
+@pytest.mark.parametrize("name", ["small-cpu", "small-h200", "llama2-7b-shape-h200"])
 def test_reference_records_load_and_say_where_they_come_from(name):
     shipped = records.load_reference(name)
     assert shipped

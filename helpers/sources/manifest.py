@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     remedy = "if this project made the folder, delete it and make or fetch it again"
     hashes = read_json(path, lambda reason: ModelError(f"{reason}; {remedy}"))
-    if not all(_SHA256.fullmatch(str(digest)) for digest in hashes.values()):
+    if not all(_SHA256.fullmatch(str(digest)) and len(name) < 256 for name, digest in hashes.items()):
         raise ModelError(f"{shown(path)} is damaged: it should hold file names with their sha256; {remedy}")
     if unlisted := {f.name for f in folder.glob("*.safetensors")} - hashes.keys():
         raise ModelError(f"{shown(path)} does not list {min(unlisted)}, so nobody vouches for that file")

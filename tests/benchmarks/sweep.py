@@ -120,13 +120,16 @@ def diverged(row: dict, base: dict) -> bool:
 
 
 def collect(profile: str, out: Path) -> Path:
-    """One table of all runs found, and how many of them diverged."""
+    """One table of all runs found, and how many of them diverged; date, commit and environment are those of the newest."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-n*-s*.json"))]
-    about = next((row for row in rows if row["stopped"] is None), {})
+    about = max((row for row in rows if row["stopped"] is None), key=lambda row: row["date"], default={})
     base = next((row["losses"] for row in rows if row["method"] == "base"), {"questions": math.inf, "prose": math.inf})
     for row in rows:
         row["diverged"] = diverged(row, base)
+        if row["stopped"] is None:
+            row["losses"] = {name: round(loss, 4) for name, loss in row["losses"].items()}
     shared = {name: about.get(name) for name in ("device", "date", "commit", "environment")}
+    shared["device"] = " and ".join(sorted({row["device"] for row in rows if row.get("device")}))
     kept = [{k: v for k, v in row.items() if k not in (*shared, "general_losses")} for row in rows]
     count = sum(row["diverged"] for row in rows)
     table = shared | {"profile": profile, "validation_rows": VALIDATION_ROWS, "diverged": count, "runs": kept}

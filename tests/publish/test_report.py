@@ -11,7 +11,7 @@ from helpers.records import REFERENCE
 
 import pytest
 
-RECORD = (REFERENCE / "small-h100" / "lora-s0.json").read_text(encoding="utf-8")
+RECORD = (REFERENCE / "small-h200" / "lora-s0.json").read_text(encoding="utf-8")
 RUNG = {"name": "bf16", "tokens_per_second": 1234.5, "peak": 2.5e9}
 
 
