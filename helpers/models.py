@@ -18,6 +18,7 @@ from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
@@ -55,6 +56,29 @@ def read_model(folder: Path, precision: str = "auto", attention: str = "eager", 
             "would be filled with random numbers: fetch or save the model again"
         )
     return model
+
+
+def base_tensor(folder: Path, name: str) -> torch.Tensor:
+    """One weight out of a base model's safetensors files, in fp32.
+
+    Raises:
+        KeyError: if no file holds it.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+                return tensors.get_tensor(name).float()
+    raise KeyError(f"{name} is in no *.safetensors file of {folder}")
+
+
+def decoder_blocks(model) -> torch.nn.ModuleList:
+    """The blocks of a decoder, whatever its family calls them: the longest list of modules, right inside it or deeper."""
+    decoder = model.get_decoder()
+    right_inside, anywhere = (
+        [module for module in modules if isinstance(module, torch.nn.ModuleList)]
+        for modules in (decoder.children(), decoder.modules())
+    )
+    return max(right_inside or anywhere, key=len)
 
 
 def load_base(

@@ -161,7 +161,7 @@ def speed() -> dict:
         timer = Timer(statement, globals=names, num_threads=threads)
         return min(timer.blocked_autorange(min_run_time=0.7).times)
 
-    result = {"n": 8192 if GPU else 1536}
+    result = {"n": 8192 if GPU else 1024}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(result["n"], result["n"], device=DEVICE).to(dtype)
         result[name] = 2 * result["n"] ** 3 / fastest("a @ a", a=a) / 1e12

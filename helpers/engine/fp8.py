@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from helpers.engine.updates import decoder_blocks
+from helpers.models import decoder_blocks
 
 import torch
 from torch import nn

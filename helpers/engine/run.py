@@ -21,8 +21,8 @@ from helpers.engine.locks import locked
 from helpers.engine.monitor import MemoryMonitor, energy
 from helpers.engine.paths import compared
 from helpers.engine.preflight import Stopped, TrainingError
+from helpers.engine.spectrum import weight_updates
 from helpers.engine.trainer import Steps, collator, fast, keeps_checkpoints, make_trainer
-from helpers.engine.updates import weight_updates
 from helpers.evaluation import held_out_loss
 from helpers.memory import free_memory
 from helpers.models import load_base, load_tokenizer, save_adapter, save_model, to_train

@@ -16,7 +16,7 @@ from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
 from helpers.engine.preflight import TrainingError
-from helpers.engine.updates import decoder_blocks
+from helpers.models import decoder_blocks
 from helpers.optimizer import AdamW
 from helpers.records import CHECKPOINTS
 from helpers.settings import Settings, shown

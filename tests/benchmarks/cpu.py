@@ -94,24 +94,19 @@ def ours(steps: int) -> dict:
 
 def our_answers() -> dict:
     """Greedy answers as the notebooks evaluate: many at a time, in the precision that the device multiplies."""
-    import dataclasses
-
     from helpers.data import prepare
     from helpers.device import plan
-    from helpers.evaluation import evaluate
+    from helpers.evaluation import answers
     from helpers.models import load_base, load_tokenizer
     from helpers.sources import resolve
 
     settings = settings_for("small", "lora")
     base = resolve(settings)
     tokenizer = load_tokenizer(base)
-    data = prepare(settings, tokenizer)
-    asked = dataclasses.replace(data, test=data.test[:QUESTIONS], harder=[])
-    model = load_base(base, **plan(settings, base.shape).loading)
+    asked = prepare(settings, tokenizer).test[:QUESTIONS]
+    model = load_base(base, **plan(settings, base.shape).loading | {"attention": "sdpa"})  # as evaluate answers
     start = time.perf_counter()
-    replies = [
-        reply["reply"] for reply in evaluate(model, tokenizer, asked, settings, replies_kept=QUESTIONS)["replies"]
-    ]
+    replies = answers(model, tokenizer, asked, settings.max_new_tokens, settings.eval_batch_size)
     return {"questions_per_second": QUESTIONS / (time.perf_counter() - start), "replies": replies}
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from helpers import records
-from helpers.engine.updates import base_tensor
 from helpers.exercises import comparison, machine, training
 from helpers.exercises import data as rows
 from helpers.memory import SHAPES, lora_parameters
+from helpers.models import base_tensor
 from helpers.settings import IGNORED, settings_for
 from helpers.sources import resolve
 

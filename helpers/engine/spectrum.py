@@ -8,34 +8,12 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from helpers.models import base_tensor, decoder_blocks
+
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
-
-
-def base_tensor(folder: Path, name: str) -> torch.Tensor:
-    """One weight out of a base model's safetensors files, in fp32.
-
-    Raises:
-        KeyError: if no file holds it.
-    """
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
-                return tensors.get_tensor(name).float()
-    raise KeyError(f"{name} is in no *.safetensors file of {folder}")
-
-
-def decoder_blocks(model) -> torch.nn.ModuleList:
-    """The blocks of a decoder, whatever its family calls them: the longest list of modules, right inside it or deeper."""
-    decoder = model.get_decoder()
-    right_inside, anywhere = (
-        [module for module in modules if isinstance(module, torch.nn.ModuleList)]
-        for modules in (decoder.children(), decoder.modules())
-    )
-    return max(right_inside or anywhere, key=len)
 
 
 def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.Tensor] | None = None) -> list[dict]:
