@@ -90,5 +90,5 @@ def test_rewards_that_can_be_cheated_are_told_why():
         (lambda reply, truth: 0.5, "earns 0.5, not 1"),
     ):
         assert why in exercises.honest_reward(wrong, **given).message
-    for wrong, why in ((0.0, "no loss of 0"), (0.5, "probability"), (3.0, "formula of step 7")):
+    for wrong, why in ((0.0, "no loss of 0"), (0.5, "probability"), (3.0, "formula of section 7")):
         assert why in exercises.dpo_start(wrong, margin=0.0).message

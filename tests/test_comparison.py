@@ -85,7 +85,7 @@ def test_conclusions_follow_the_numbers_over_three_seeds(runs):
     assert "cannot be decided" in _verdict(_seeds(runs, low, low))
     full = runs.full.record
     whole = replace(full, training=full.training | {"trainable": 1600 * runs.lora.record.training["trainable"]})
-    assert "Parameters: full fine-tuning trains 1,600 times as much as LoRA." in conclusions([runs.lora.record, whole])
+    assert "Full fine-tuning trains 1,600 times as many parameters as LoRA." in conclusions([runs.lora.record, whole])
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -170,6 +170,14 @@ def test_a_difference_of_methods_is_taken_item_by_item(runs):
     assert comparison.differences([lora]).empty
     right = comparison.differences(_seeds(runs, [[1] * 20], [[0] * 10 + [1] * 10])).set_index("part").loc["exact_match"]
     assert right["difference"] == 50 and right["says"] == "LoRA is better in this run"
+
+
+@pytest.mark.parametrize(("only_first", "says"), [(5, "cannot be decided"), (6, "LoRA is better in this run")])
+def test_one_run_needs_the_exact_test_too_where_few_answers_differ(runs, only_first, says):
+    """A bootstrap of answers that all differ to one side never reaches zero, however few they are."""
+    records = _seeds(runs, [[1] * 20], [[0] * only_first + [1] * (20 - only_first)])
+    found = comparison.differences(records).set_index("part").loc["exact_match"]
+    assert found["low"] > 0 and found["says"] == says
 
 
 def test_table_has_a_column_for_each_method_and_survives_unscored_data(runs):

@@ -50,6 +50,6 @@ def dpo_start(first_loss: float, *, margin: float) -> str:
         0: "a margin of 0 is no loss of 0: the model does not prefer the chosen answer yet.",
         0.5: "that is the probability sigma(0); the loss is its negative logarithm.",
     }
-    other = f"you say {first_loss:g}. Put the margin into the formula of step 7, with the natural logarithm."
+    other = f"you say {first_loss:g}. Put the margin into the formula of section 7, with the natural logarithm."
     expect(first_loss, truth, other, mistakes, near=0.01)
     return f"log 2 = {truth:.4f}. A first loss far from it means that the reference is not the model you start from."

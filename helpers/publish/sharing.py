@@ -16,7 +16,7 @@ from helpers.sources import MANIFEST, SMOLLM2_HUB_ID, ModelError, check_adapter,
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-LICENCES = {"smollm2": "apache-2.0", "llama-2": "llama2", "llama-3": "llama3"}  # by a part of the base model's name
+LICENSES = {"smollm2": "apache-2.0", "llama-2": "llama2", "llama-3": "llama3"}  # by a part of the base model's name
 
 
 class SharingError(RuntimeError):
@@ -29,7 +29,7 @@ def hub_id(source: str) -> str:
 
 
 def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | None = None) -> ModelCard:
-    """A card from a run's record: base, data, licence, method, scores with their interval, hardware.
+    """A card from a run's record: base, data, license, method, scores with their interval, hardware.
 
     Args:
         record: of the finished run.
@@ -38,18 +38,18 @@ def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | Non
     """
     source, data = hub_id(record.model["source"]), record.data["source"]
     on_hub = "/" in source and not source.startswith(("/", "."))
-    licence = next((name for part, name in LICENCES.items() if part in source.lower()), None)
+    license = next((name for part, name in LICENSES.items() if part in source.lower()), None)
     on_page = ModelCardData(
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
-        license=licence or "other",
+        license=license or "other",
         base_model=source if on_hub else None,
         tags=["fine-tuned", record.method],
         datasets=[data] if "/" in data and not Path(data).suffix else None,
     )
     scores = table([base, record] if base else [record])
     scores = scores[scores.index.str.startswith(("held-out", "exact"))]
-    facts = {"base": source if on_hub else "A local model", "licence": licence, "scores": scores}
+    facts = {"base": source if on_hub else "A local model", "license": license, "scores": scores}
     template = str(Path(__file__).with_name("model_card.md"))
     return ModelCard.from_template(on_page, template, repo=repo, record=record, merged=merged, **facts)
 

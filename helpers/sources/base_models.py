@@ -50,12 +50,12 @@ class Base:
 
     @cached_property
     def config(self):
-        """The transformers configuration; ModelError if it cannot be read, needs code or is that of quantised weights."""
+        """The transformers configuration; ModelError if it cannot be read, needs code or is that of quantized weights."""
         with reading(self.folder):
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        if quantised := getattr(config, "quantization_config", None):
+        if quantized := getattr(config, "quantization_config", None):
             raise ModelError(
-                f"{self.name} was saved quantised, with {quantised.get('quant_method', 'an unknown method')} "
+                f"{self.name} was saved quantized, with {quantized.get('quant_method', 'an unknown method')} "
                 "(quantization_config in its config.json). Training starts from whole weights: choose the model it was made "
                 "from; the method 'qlora' quantises that to 4 bits while loading"
             )

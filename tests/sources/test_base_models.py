@@ -30,13 +30,13 @@ def test_a_folder_without_a_model_says_so(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "saved quantised, with bitsandbytes "),
-        ({"quant_method": "gptq", "bits": 4}, "saved quantised, with gptq "),
-        ({"quant_method": "awq", "bits": 8}, "saved quantised, with awq "),
-        ({"quant_method": "fp8"}, "saved quantised, with fp8 "),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "saved quantized, with bitsandbytes "),
+        ({"quant_method": "gptq", "bits": 4}, "saved quantized, with gptq "),
+        ({"quant_method": "awq", "bits": 8}, "saved quantized, with awq "),
+        ({"quant_method": "fp8"}, "saved quantized, with fp8 "),
     ],
 )
-def test_a_quantised_checkpoint_is_named_as_such_before_anything_is_loaded(copied, tiny, saved, words, data):
+def test_a_quantized_checkpoint_is_named_as_such_before_anything_is_loaded(copied, tiny, saved, words, data):
     kept = json.loads((copied / "config.json").read_text()) | {"quantization_config": saved}
     (copied / "config.json").write_text(json.dumps(kept))
     (copied / base_models.MANIFEST).unlink()
