@@ -59,4 +59,6 @@ def refused(unfair: RunRecord, *, records: list[RunRecord]) -> str:
         rows = "refused for its evaluation rows. Find another difference that spoils a comparison."
         need(not str(reason).startswith("evaluation rows"), rows)
         return f"refused: {reason}."
-    raise NotYet("this record is accepted. A seed or a rate may differ; what must not is in the first table of section 1.")
+    raise NotYet(
+        "this record is accepted. A seed or a rate may differ; what must not is in the first table of section 1."
+    )

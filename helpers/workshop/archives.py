@@ -99,8 +99,10 @@ def _require_result(record: RunRecord, folder: Path, where: str) -> None:
     """Refuse a record whose files are not all in its folder."""
     if record.method != "base" and not any(name.endswith(".safetensors") for name in record.files):
         raise CatchUpError(f"{where}: the record lists no weights, so there is nothing to continue with")
-    if lost := [name for name in records.lost_files(record, folder) if name in _packed(record)]:
-        raise CatchUpError(f"{where}: {lost[0][:200]!r} is missing or has another size than the record says")
+    if lost := records.lost_files(record, folder):
+        raise CatchUpError(
+            f"{where}: {lost[0][:200]!r} is missing or has another size than the record says, or is no file of a run"
+        )
 
 
 def _check_identity(record: RunRecord, method: str, settings: Settings, name: str) -> None:

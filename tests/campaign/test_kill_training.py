@@ -58,9 +58,9 @@ def unsealed(folder: Path) -> bool:
     return any(not (f / MANIFEST).exists() for f in folder.glob("tiny/*/checkpoints/checkpoint-*"))
 
 
-def wait_for_a_checkpoint(child: subprocess.Popen, folder: Path) -> None:
-    """Until one is being written, or the training has ended."""
-    for wanted in (False, True):  # what the kill before left is cleared first
+def wait_for_a_checkpoint(child: subprocess.Popen, folder: Path, number: int) -> None:
+    """Until this one, counted from 1, is being written, or the training has ended."""
+    for wanted in number * (False, True):  # what the kill before left is cleared first
         while child.poll() is None and unsealed(folder) is not wanted:
             time.sleep(0.001)
 
@@ -81,7 +81,9 @@ def test_killed_twenty_times_a_training_ends_with_the_same_losses(tmp_path):
         if counted["kills"] < KILLS:
             wait = rng.uniform(0, seconds[method])
             if kill % 2:
-                wait_for_a_checkpoint(child, folder)
+                wait_for_a_checkpoint(
+                    child, folder, 1 + kill // 2 % 2
+                )  # the second one leaves a whole one to resume from
                 wait = rng.uniform(0, 0.008)  # seconds; the whole checkpoint takes about 20 ms here
             time.sleep(wait)
             if child.poll() is None and not (folder / "done.json").exists():
