@@ -120,12 +120,12 @@ lab: $(READY)  ## open JupyterLab on this machine only, with its token, at 00_se
 	@PYTHONSTARTUP=$(call quote,$(CURDIR)/docs/workshop/lab/kernel_start.py) $(VENV)/bin/jupyter lab --ip=127.0.0.1 --LabApp.app_settings_dir=docs/workshop/lab \
 	  --LabApp.default_url=/lab/tree/notebooks/00_setup_check.ipynb $(call arguments,$(LAB_ARGS))
 
-# In two processes, one core each: the tests of the runner and of the series that it executes, and all others. 5: pytest chose none.
+# In two processes, one core each: the tests of the executed series and of how runs end, and all others. 5: pytest chose none.
 test: $(READY)  ## the whole test suite: offline, no GPU, every notebook on the tiny profile
 	@export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1; log=$$(mktemp); \
 	$(PY) -m pytest -m series $(call arguments,$(TEST_ARGS)) >$$log 2>&1 & \
 	$(PY) -m pytest -m "not series" $(call arguments,$(TEST_ARGS)); others=$$?; \
-	wait $$!; series=$$?; echo; echo "The tests of the runner and of the executed series:"; cat $$log; rm $$log; \
+	wait $$!; series=$$?; echo; echo "The tests of the executed series and of how runs end:"; cat $$log; rm $$log; \
 	case $$others$$series in 00|05|50) ;; 55) echo "error: no test was chosen"; exit 5;; *) exit 1;; esac
 
 campaign: $(READY)  ## slow: runs killed at random moments and resumed, and much random input
