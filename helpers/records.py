@@ -32,6 +32,8 @@ REFERENCE = Path(__file__).resolve().parent / "reference"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
 _NUMBER = int | float
+_LOSSES = {"loss": _NUMBER, "losses": [[_NUMBER]]}
+_REPLIES = [{"question": str, "reference": str, "reply": str}]
 # What the notebooks and the comparison read inside of a record. What is there has this type; see :meth:`RunRecord.lacking`.
 _HOLDS = {
     "model": {"fingerprint": str},
@@ -44,9 +46,10 @@ _HOLDS = {
     },
     "memory": {"peak": int},
     "evaluation": {
-        "loss": _NUMBER, "fingerprint": str, "exact_match": [int], "harder": [int], "families": [str],
-        "prose": {"loss": _NUMBER}, "general": {"loss": _NUMBER}, "unrelated": {"loss": _NUMBER},
-    },
+        "fingerprint": str, "exact_match": [int], "harder": [int], "families": [str], "replies": _REPLIES,
+        "prose": _LOSSES | {"replies": _REPLIES}, "general": _LOSSES, "unrelated": _LOSSES,
+        "baselines": {"guess": _NUMBER} | {way: {"right": [int]} for way in ("instructed", "six examples", "three of the family")},
+    } | _LOSSES,
     "settings": {"learning_rate": _NUMBER, "rank": int}, "steps": [{"step": int, "loss": _NUMBER}], "guards": [dict], "update": [dict],
 }  # fmt: skip
 

@@ -23,6 +23,8 @@ _NOT_MEASURED = (
     "unrelated",
     "manifest",
     "energy",
+    "losses",
+    "baselines",
 )
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from helpers import records
+from helpers import comparison, records
 from helpers.records import RecordError, RunRecord
 
 import pytest
@@ -154,3 +154,26 @@ def test_reference_records_load_and_say_where_they_come_from(name):
 
 def test_git_state_outside_a_repository(tmp_path):
     assert records.git_state(tmp_path) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda r: r.decisions["kernels"].update(value=1),
+        lambda r: r.data.pop("order"),
+        lambda r: r.evaluation["families"].pop(),
+        lambda r: r.evaluation["exact_match"].__setitem__(0, 500),
+        lambda r: r.evaluation["unrelated"]["losses"].pop(),
+        lambda r: r.training.update(trainable=0),
+        lambda r: r.evaluation["prose"]["replies"][0].pop("reply"),
+    ],
+)
+def test_a_record_that_was_edited_is_one_sentence(edit):
+    """What no type tells: 04 reads all of this from records, and a record is a file that anybody can open."""
+    edited = [r for r in records.load_reference("small-h200") if r.seed == 0]
+    edit(next(r for r in edited if r.method == "lora"))
+    readers = ("comparability", "table", "by_family", "side_by_side", "conclusions")
+    with pytest.raises(comparison.NotComparable) as refusal:
+        for name in readers:
+            getattr(comparison, name)(edited)
+    assert "\n" not in str(refusal.value) and "run its notebook again" in str(refusal.value)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from statistics import mean
 
 from helpers.comparison.statistics import bootstrap, over_seeds, paired, wilson
-from helpers.comparison.tables import NotComparable, accuracy, by_method
+from helpers.comparison.tables import NotComparable, accuracy, by_method, readable
 from helpers.records import RunRecord
 
 import pandas
@@ -21,6 +21,7 @@ def _share(right: float, questions: int, **named) -> dict:
     return named | {"right": right, "questions": questions, "low": low, "high": high}
 
 
+@readable()
 def by_family(records: list[RunRecord]) -> pandas.DataFrame:
     """Right answers by family and method: ``right`` (mean over seeds), ``questions``, ``low`` and ``high`` (95 %, Wilson)."""
     rows = []
@@ -31,6 +32,7 @@ def by_family(records: list[RunRecord]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+@readable()
 def baselines(records: list[RunRecord]) -> pandas.DataFrame:
     """What a random guess, prompts alone and training get right, on the same first test questions, with 95 % intervals.
 
@@ -53,6 +55,7 @@ def baselines(records: list[RunRecord]) -> pandas.DataFrame:
     return found
 
 
+@readable()
 def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
     """What each method replied to the same held-out conversations, or to test questions where there are none."""
     part = [(r.evaluation.get("prose") or r.evaluation)["replies"] for r in records]
@@ -63,6 +66,7 @@ def side_by_side(records: list[RunRecord]) -> pandas.DataFrame:
     )
 
 
+@readable()
 def verdicts(
     records: list[RunRecord], first: str = "lora", second: str = "full", part: str = "exact_match"
 ) -> pandas.DataFrame:
@@ -87,6 +91,7 @@ def _items(record: RunRecord, part: str) -> list | None:
     return (found or {}).get("losses")
 
 
+@readable()
 def gain_and_forgetting(
     records: list[RunRecord], gain: str = "exact_match", forgotten: str = "general"
 ) -> pandas.DataFrame:
@@ -131,6 +136,7 @@ PARTS = {  # what is measured: its name, a unit, and what a point of it is in th
 }
 
 
+@readable()
 def differences(records: list[RunRecord], first: str = "lora", second: str = "full") -> pandas.DataFrame:
     """For each part, how far the first method is from the second on the same items, seed by seed, with a 95 % interval.
 
@@ -167,6 +173,7 @@ def differences(records: list[RunRecord], first: str = "lora", second: str = "fu
     return pandas.DataFrame(rows)
 
 
+@readable()
 def conclusions(records: list[RunRecord], first: str = "lora", second: str = "full") -> list[str]:
     """Sentences on two methods, computed from their records; "cannot be decided" where an interval holds zero."""
     groups = by_method(records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import mean, stdev
 
 from helpers.comparison.statistics import wilson
@@ -16,9 +18,22 @@ class NotComparable(ValueError):
     """Records of runs that differ in something other than the method; the message says in what."""
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """One sentence where a record was edited, or was written by a version that kept something else in it."""
+    try:
+        yield
+    except NotComparable:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise NotComparable(f"a record holds what no comparison can use ({what}): run its notebook again") from error
+
+
 PATH = ("attention", "kernels", "loss")  # decisions that change what a step costs
 
 
+@readable()
 def comparability(records: list[RunRecord]) -> dict[str, object]:
     """What all records share, by name: base model, evaluation rows, and for trained ones the rows in their order.
 
@@ -91,6 +106,7 @@ def _spread(values: list[float | None], digits: int, scale: float = 1.0) -> str:
     return shown if len(measured) == len(values) else f"{shown} ({len(measured)} of {len(values)} runs)"
 
 
+@readable()
 def table(records: list[RunRecord]) -> pandas.DataFrame:
     """One column a method: what was trained, memory, time, losses, score. Means over seeds, ± one standard deviation."""
     columns = {}

@@ -132,8 +132,9 @@ def record(runs, folder: Path, method: str) -> Reader:
         series = records.load_series(folder)
         comparison.comparability(series)
         comparison.table(series)
-        with contextlib.suppress(comparison.NotComparable):
-            comparison.conclusions(series)
+        for read in (comparison.conclusions, comparison.by_family, comparison.baselines, comparison.side_by_side):
+            with contextlib.suppress(comparison.NotComparable):
+                read(series)
         return [report.row(r) for r in series]
 
     return Reader(folder / f"{method}-s0/record.json", ask, (RecordError, comparison.NotComparable))
