@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Whatever was imported stays: to search it for garbage takes half a second, six times in a training of two."""
+    """What was imported stays. Searching it for garbage takes half a second, six times in a training of two seconds."""
     gc.freeze()
 
 

@@ -81,7 +81,7 @@ def test_measured_cases_cover_the_methods_and_settings():
 @pytest.mark.parametrize("record", load_reference("small-h200") + load_reference("llama2-7b-shape-h200"),
                          ids=lambda r: f"{r.profile}-{r.method}-s{r.seed}")  # fmt: skip
 def test_runs_through_the_notebooks_path_agree_with_their_prediction(record):
-    """Whole runs on an H100 and an H200. The prediction takes every token for supervised; of these small rows less than half are."""
+    """Whole runs on an H200. The prediction takes every token for supervised; of these small rows less than half are."""
     if record.method != "base":
         assert 0.95 < record.memory["predicted"]["total"] / record.memory["peak"] < 1.20
 

@@ -160,12 +160,10 @@ def differences(records: list[RunRecord], first: str = "lora", second: str = "fu
             by_seed = [scale * sum(x for x, _ in each) / sum(n for _, n in each) for each in apart]
             low, high = min(low, over_seeds(by_seed)[1]), max(high, over_seeds(by_seed)[2])
         ahead = NAMES.get(first, first) if (average > 0) == (unit == "points") else NAMES.get(second, second)
-        says = f"{ahead} is better{' in this run' * (len(seeds) == 1)}"
-        unsure = (
-            unit == "points" and len(seeds) == 1 and paired(*([x for x, _ in items] for items in pairs[0]))["p"] >= 0.05
-        )
-        if low <= 0 <= high or unsure:
-            says = "cannot be decided"
+        decided = not low <= 0 <= high
+        if unit == "points" and len(seeds) == 1:
+            decided &= paired(*([right for right, _ in items] for items in pairs[0]))["p"] < 0.05
+        says = f"{ahead} is better{' in this run' * (len(seeds) == 1)}" if decided else "cannot be decided"
         digits = 1 if unit == "points" else 3
         words = f"{average:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}) {unit}"
         found = {"difference": average, "low": low, "high": high, "unit": unit, "seeds": len(seeds), "says": says}
