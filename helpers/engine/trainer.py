@@ -12,6 +12,7 @@ from helpers.batches import Collator, widest
 from helpers.device import Plan
 from helpers.engine import attention, distributed, lora
 from helpers.engine.checkpoints import Checkpoint, Checkpoints
+from helpers.engine.four_bit import unpacked_at_once
 from helpers.engine.fp8 import products_in_fp8
 from helpers.engine.loss import inner, supervised
 from helpers.engine.monitor import MemoryMonitor
@@ -188,11 +189,10 @@ def make_trainer(
     model, settings: Settings, plan: Plan, order, tokenizer, batches: Collator, steps: Steps, checkpoints=None
 ) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
-    numbers = Dataset.from_dict({"number": range(len(order))})
 
-    def micro_batches(numbered: dict) -> dict:
-        chosen = [order[number] for number in numbered["number"]]
-        return {"rows": [[{"input_ids": row.input_ids, "labels": row.labels} for row in batch] for batch in chosen]}
+    def collate(numbered: list[dict]) -> dict[str, torch.Tensor]:
+        rows = [row for entry in numbered for row in order[entry["number"]]]
+        return batches([{"rows": [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]}])
 
     return Trainer(
         steps,
@@ -200,8 +200,8 @@ def make_trainer(
         plan.world.size,
         model=model,
         args=_arguments(settings, plan),
-        train_dataset=numbers.with_transform(micro_batches),
-        data_collator=batches,
+        train_dataset=Dataset.from_dict({"number": range(len(order))}),  # without the rows, which it would hash
+        data_collator=collate,
         processing_class=tokenizer,
         callbacks=[steps, *([tensorboard(settings)] if settings.report_to == "tensorboard" else [])],
     )
@@ -223,6 +223,8 @@ def fast(model, plan: Plan):
         lora.fuse(base)
     layers = decoder_blocks(base) if plan.value("compile") else []
     products = products_in_fp8(base) if plan.value("products") == "fp8" else contextlib.nullcontext()
+    if plan.device.kind != "cpu" and getattr(model, "is_loaded_in_4bit", False):
+        products = unpacked_at_once(base)
     try:
         if plan.value("attention") == attention.NAME:
             model.set_attn_implementation(attention.NAME)
