@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers.device import World
 from helpers.memory import Shape, target_names
@@ -17,9 +18,11 @@ from helpers.sources.manifest import quiet, reading, write_manifest
 from helpers.sources.templates import LLAMA2_TEMPLATE
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:  # importing peft takes as long as all the rest: only where an adapter is made or read
+    from peft import LoraConfig, PeftModel
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}  # "auto": as in the files
@@ -125,6 +128,8 @@ def load_base(
 
 def adapter_config(settings: Settings, shape: Shape | None = None) -> LoraConfig:
     """The PEFT configuration of a method; dora and rslora are switches of LoRA."""
+    from peft import LoraConfig
+
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
     if shape:  # one by one: PEFT would extend "all-linear" to the router and the experts of a mixture
         targets = target_names(shape, settings.targets)
@@ -141,6 +146,8 @@ def adapter_config(settings: Settings, shape: Shape | None = None) -> LoraConfig
 
 def to_train(model, settings: Settings, precision: str, adapter: LoraConfig | None = None):
     """The model with the adapter of its method, unless it carries one; what is trained is in the arithmetic's precision."""
+    from peft import PeftModel, get_peft_model
+
     if settings.method != "full" and not isinstance(model, PeftModel):
         config = adapter or adapter_config(settings, Shape.of(model.config))
         try:
@@ -177,6 +184,8 @@ def load_adapter(model, base: Base, folder: Path, name: str = "default", trainab
     Raises:
         ModelError: if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
+    from peft import PeftModel
+
     tensors = check_adapter(folder)
     if (folder / BASE_FILE).is_file() and (found := base_of(folder))["fingerprint"] != base.fingerprint:
         raise ModelError(

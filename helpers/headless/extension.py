@@ -43,8 +43,12 @@ class Limit:
             return kind, content
         if cell in self.is_cut:
             return None
-        room, cost = max(0, min(CELL - self.spent[cell], NOTEBOOK - self.kept)), size(kind, content)
-        if cost > room:
+        room, text = max(0, min(CELL - self.spent[cell], NOTEBOOK - self.kept)), content.get("text", "")
+        too_long = kind == "stream" and len(text) > room  # a gigabyte need not be counted to the end
+        if too_long:
+            content = content | {"text": text[:room]}
+        cost = size(kind, content)
+        if cost > room or too_long:
             self.is_cut.add(cell)
             text = content["text"] if kind == "stream" else ""
             kind, content = "stream", {"name": "stdout", "text": text[: len(text) * room // cost] + CUT}

@@ -8,7 +8,6 @@ from helpers.records import read_json
 from helpers.settings import shown
 from helpers.sources.manifest import ModelError, check_files, reading
 
-from peft import get_peft_model_state_dict
 from safetensors import safe_open
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,6 +48,8 @@ def check_adapter(folder: Path) -> set[str]:
 
 def check_loaded(model, adapter: str, names: set[str], folder: Path) -> None:
     """Check that the names of an adapter's tensors, from :func:`check_adapter`, are those that the PEFT model needs."""
+    from peft import get_peft_model_state_dict  # slow, and only needed here
+
     needed = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
     for wrong, what in ((needed - names, "lacks {}, which would stay untrained"), (names - needed, "holds {}, unused")):
         if wrong:
