@@ -120,12 +120,11 @@ def series_7b(page: Path) -> str:
 
 
 def machine(page: Path) -> str:
-    """Instructor: how long the machine works in each notebook, and how much of it is training."""
-    times, rows = measured("small-cpu"), ["notebook|machine time|training alone"]
-    alone = {(r.method, r.seed): r.training.get("train_seconds") for r in load_reference("small-cpu")}
-    training = {"02_lora_train": alone.get(("lora", 0)), "03_full_train": alone.get(("full", 0))}
+    """Instructor: how long the machine works in each notebook."""
+    times, rows = measured("small-cpu"), ["notebook|machine time"]
     for name in (path.stem for path in find_notebooks()):
-        rows.append(f"{name}|{duration(times.get(name, {}).get('seconds'))}|{duration(training.get(name))}")
+        rows.append(f"{name}|{duration(times.get(name, {}).get('seconds'))}")
+
     return f"{table(rows)}\n\nMeasured on {where('small-cpu')}."
 
 

@@ -200,3 +200,14 @@ def test_nothing_of_the_machine_is_printed(series, notebook):
 def test_the_comparison_works_with_the_reference_records_alone(tmp_path):
     """As for a reader who has trained nothing yet; no model is needed, so the default profile will do."""
     assert run_all("small", notebooks="04", runs_dir=str(tmp_path), say=print) == "ok"
+
+
+def test_each_trainer_of_a_notebook_takes_one_gpu_where_there_are_more():
+    """TRL's trainers stop with an error where one process sees several; those of transformers would split each batch."""
+    found = 0
+    for path in NOTEBOOKS:
+        for cell in (c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"):
+            if made := re.search(r"\b(?:SFT|GRPO|DPO|)Trainer\(", cell):
+                found += 1
+                assert re.search(r"(\w+)\._n_gpu = min\(\1\.n_gpu, 1\)", cell[: made.start()]), (path.name, cell[:80])
+    assert found == 5

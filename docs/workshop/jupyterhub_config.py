@@ -66,7 +66,7 @@ def prepare_seat(spawner):
     spawner.environment |= {"PYTHONSTARTUP": str(home / "docs/workshop/lab/kernel_start.py")}
     spawner.environment |= {"OMP_NUM_THREADS": str(CORES), "HOME": str(home)}
     # one index for both vendors. Not ROCR_VISIBLE_DEVICES as well: HIP would count within what that leaves
-    gpu = GPUS[seat % len(GPUS)] if GPUS else ""
+    gpu = GPUS[seat % len(GPUS)] if GPUS else "-1"  # HIP ignores an empty value
     spawner.environment |= {"HIP_VISIBLE_DEVICES": gpu, "CUDA_VISIBLE_DEVICES": gpu}
     first = seat * CORES % psutil.cpu_count()
     limits = ["prlimit", f"--data={MEMORY}", "taskset", "--cpu-list", f"{first}-{first + CORES - 1}"]
