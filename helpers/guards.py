@@ -59,6 +59,15 @@ def trains_what_it_says(model: nn.Module, settings: Settings) -> list[Guard]:
             f"only the adapter is trained: {len(trained)} tensors are trainable for {len(adapter)} adapter tensors; outside "
             f"the adapter: {', '.join(sorted(trained - adapter)[:3]) or 'none'}"
         )
+    config = model.peft_config[model.active_adapter]
+    says = {"lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    says |= {f"use_{variant}": settings.method == variant for variant in ("dora", "rslora")}
+    for name, value in says.items():
+        if (found := getattr(config, name)) != value:
+            raise GuardError(
+                f"the adapter is that of the settings: its {name} is {found}, and the settings, which the record keeps, say "
+                f"{value}: change one of them"
+            )
     share = f"{numbers} ({100 * trainable / total:.3f} %), in {len(adapter)} adapter tensors"
     guards = [Guard("only the adapter is trained", share)]
     if settings.method != "dora":  # which trains a magnitude for each output beside A and B

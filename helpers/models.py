@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # importing peft takes as long as all the rest: only where an
 
 BASE_FILE = "base.json"  # beside an adapter: which base it was trained on
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}  # "auto": as in the files
-MADE_BY = {"full": "03_full_train", "qlora": "06_qlora"}  # all other methods: 02_lora_train
+MADE_BY = {"lora": "02_lora_train", "full": "03_full_train", "qlora": "06_qlora"}
+MADE_BY |= dict.fromkeys(("grpo", "dpo"), "11_after_sft")  # dora and rslora: by no notebook
 
 
 def load_tokenizer(base: Base):
@@ -214,12 +215,13 @@ def base_of(folder: Path) -> dict:
 def finished_folder(settings: Settings) -> Path:
     """The folder of a finished run of this profile, method and seed; a ModelError names the notebook that makes it."""
     if not (settings.folder / FILE_NAME).is_file():
-        notebook = MADE_BY.get(settings.method, "02_lora_train")
-        raise ModelError(
-            f"there is no finished {settings.method} run in {shown(settings.folder)}: run {notebook} with these parameters "
-            "first, or continue with a shipped one: from helpers.workshop import catch_up; "
-            f'catch_up("{notebook}", settings)'
+        notebook = MADE_BY.get(settings.method)
+        remedy = (
+            f"run {notebook} with these parameters first, or continue with a shipped one: from helpers.workshop import "
+            f'catch_up; catch_up("{notebook}", settings)'
         )
+        remedy = remedy if notebook else "make it with helpers.training.train, or with notebooks/cluster/train.py"
+        raise ModelError(f"there is no finished {settings.method} run in {shown(settings.folder)}: {remedy}")
     return settings.folder
 
 

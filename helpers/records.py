@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import get_type_hints
 
 from helpers.settings import AFTER_SFT
+from helpers.storage import COPIES, misfit, read_json, sha256_if_there, write_atomically
 from helpers.storage import RecordError as RecordError
-from helpers.storage import misfit, read_json, sha256_if_there, write_atomically
 from helpers.storage import parse_json as parse_json
 from helpers.storage import sha256 as sha256
 
@@ -141,8 +141,9 @@ def load(path: Path) -> RunRecord:
 
 
 def folder_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file below a folder, by its path inside, largest first."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()}
+    """Bytes of each file below a folder, by its path inside, largest first; without the copies that JupyterLab makes."""
+    files = [f for f in Path(folder).rglob("*") if f.is_file() and f.parent.name != COPIES]
+    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
@@ -162,9 +163,16 @@ def _replaced(record: RunRecord, folder: Path) -> list[str]:
 def load_series(folder: Path, after_sft: bool = False) -> list[RunRecord]:
     """Every finished run under a folder such as ``runs/small``, ordered by method and seed.
 
-    Those of 11_after_sft, whose training loss is another quantity, are left out unless ``after_sft`` is set.
+    Those of 11_after_sft, whose training loss is another quantity, are left out unless ``after_sft`` is set. So is a copy
+    under another name than that of its method and seed, and the line that is printed names it.
     """
-    runs = [load(path) for path in Path(folder).glob(f"*/{FILE_NAME}")]
+    runs = []
+    for path in sorted(Path(folder).glob(f"*/{FILE_NAME}")):
+        run = load(path)
+        if path.parent.name == (name := f"{run.method}-s{run.seed}"):
+            runs.append(run)
+        else:
+            print(f"{path.parent.name} holds a copy of {name}, so it is left out")
     return _ordered([run for run in runs if after_sft or run.method not in AFTER_SFT])
 
 

@@ -78,7 +78,7 @@ class Settings:
     @property
     def series_folder(self) -> Path:
         """Where all runs of this profile are kept."""
-        return ROOT / self.runs_dir / self.profile
+        return ROOT / Path(self.runs_dir).expanduser() / self.profile
 
     def change(self, **changes) -> Settings:
         """A copy with some settings changed; a value of None keeps the present one.

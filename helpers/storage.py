@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 64_000_000, 50
+COPIES = ".ipynb_checkpoints"  # where JupyterLab puts a copy of each file that is opened in it
 # what a record may hold null for, or lack
 _NOT_MEASURED = (
     "evaluation",

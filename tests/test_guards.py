@@ -175,3 +175,13 @@ def test_a_collator_that_ignores_eos_with_the_padding_is_caught(data, tokenizer)
     supervised = [replace(e, labels=e.input_ids) for e in data.train[:4]]
     with pytest.raises(GuardError, match="never learn to stop"):
         guards.batch_is_supervised(batch, supervised, as_published)
+
+
+@pytest.mark.parametrize("changed", [{"lora_dropout": 0.3}, {"lora_alpha": 5}, {"use_rslora": True}])
+def test_an_adapter_that_the_record_would_describe_wrongly_is_caught(changed):
+    config = adapter_config(LORA)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    (name,) = changed
+    with pytest.raises(GuardError, match=f"its {name} is .*change one of them"):
+        guards.trains_what_it_says(get_peft_model(fresh(), config), LORA)

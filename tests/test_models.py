@@ -3,7 +3,7 @@
 import json
 
 from helpers.device import plan
-from helpers.models import adapter_config, load_adapter, load_base, load_tokenizer
+from helpers.models import adapter_config, finished_folder, load_adapter, load_base, load_tokenizer
 from helpers.settings import settings_for
 from helpers.sources import ModelError, resolve
 from helpers.sources import base_models as sources
@@ -33,6 +33,15 @@ def test_a_model_without_a_chat_template_is_refused(copied, tiny):
     (copied / sources.MANIFEST).unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load_tokenizer(resolve(tiny.change(model=str(copied))))
+
+
+@pytest.mark.parametrize(("method", "words"), [
+    ("lora", "02_lora_train"), ("full", "03_full_train"), ("qlora", "06_qlora"), ("grpo", "11_after_sft"),
+    ("dpo", "11_after_sft"), ("dora", "notebooks/cluster/train.py"), ("rslora", "notebooks/cluster/train.py"),
+])  # fmt: skip
+def test_a_run_that_is_missing_is_made_by_what_the_message_names(tmp_path, method, words):
+    with pytest.raises(ModelError, match=f"no finished {method} run .*{words}"):
+        finished_folder(settings_for("tiny", method, runs_dir=str(tmp_path)))
 
 
 def test_a_folder_without_an_adapter_says_which_notebook_makes_it(tmp_path, tiny):

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 from helpers import comparison, records
-from helpers.records import RecordError, RunRecord
+from helpers.records import RecordError, RunRecord, folder_sizes, load_series
+from helpers.sources import ModelError, check_replaceable
+from helpers.storage import COPIES
 
 import pytest
 
@@ -177,3 +179,22 @@ def test_a_record_that_was_edited_is_one_sentence(edit):
         for name in readers:
             getattr(comparison, name)(edited)
     assert "\n" not in str(refusal.value) and "run its notebook again" in str(refusal.value)
+
+
+def test_a_copied_run_is_no_second_seed(runs, tmp_path, capsys):
+    for name in ("lora-s0", "lora-s0-rank8", "lora-s1", "lora-s0 (copy)"):
+        runs.lora.record.save(tmp_path / name)
+    assert [(r.method, r.seed) for r in load_series(tmp_path)] == [("lora", 0)]
+    assert capsys.readouterr().out.count("holds a copy of lora-s0, so it is left out") == 3
+
+
+def test_what_jupyterlab_copies_is_neither_lost_nor_in_the_way(runs, tmp_path):
+    folder = shutil.copytree(runs.lora.folder, tmp_path / "lora-s0")
+    for place in (folder, folder / "adapter"):
+        (place / COPIES).mkdir()
+        (place / COPIES / "any-checkpoint.json").write_text("{}")
+    assert folder_sizes(folder) == folder_sizes(runs.lora.folder)
+    check_replaceable(folder / "adapter")
+    (folder / "adapter/mine.txt").write_text("a note")
+    with pytest.raises(ModelError, match="mine.txt"):
+        check_replaceable(folder / "adapter")

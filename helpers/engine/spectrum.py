@@ -44,6 +44,7 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
             if adapted:
                 before, delta = layer.get_base_layer().weight, layer.get_delta_weight(layer.active_adapters[0])
                 before = before if before.shape == delta.shape else base_tensor(folder, names[layer])
+                delta = _with_magnitude(layer, before.float().to(delta.device), delta.float())
             else:
                 before = base_tensor(folder, names[layer])
                 delta = exact.get(names[layer], layer.weight).detach().float()
@@ -51,6 +52,17 @@ def weight_updates(model, folder: Path, layers: int = 3, exact: dict[str, torch.
             place = {"layer": f"{index}.{path.split('.')[-1]}"}
             updates.append(place | _spectrum(delta.float(), before.float().norm().cpu()))
     return updates
+
+
+def _with_magnitude(layer, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """The update of a DoRA layer, which also sets the length of each output's weights; that of another layer as it is."""
+    lengths = getattr(layer, "lora_magnitude_vector", {})
+    if (name := layer.active_adapters[0]) not in lengths:
+        return delta
+    inputs = 0 if layer.fan_in_fan_out else 1
+    length = lengths[name].weight.detach().float().reshape(-1).unsqueeze(inputs)
+    turned = before + delta
+    return length / turned.norm(dim=inputs, keepdim=True) * turned - before
 
 
 def _spectrum(delta: torch.Tensor, before: torch.Tensor) -> dict:

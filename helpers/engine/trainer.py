@@ -127,13 +127,13 @@ class Steps(TrainerCallback):
             self.progress.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
-def tensorboard(settings: Settings) -> TrainerCallback:
-    """The callback that writes events for `tensorboard --logdir runs/<profile>/tensorboard`."""
+def tensorboard(settings: Settings, resumed: bool) -> TrainerCallback:
+    """The callback that writes events for `tensorboard --logdir runs/<profile>/tensorboard`; those before a stop are kept."""
     from torch.utils.tensorboard import SummaryWriter  # slow, and only needed here
     from transformers.integrations import TensorBoardCallback
 
     folder = settings.series_folder / "tensorboard" / settings.folder.name
-    for earlier in folder.glob("events.out.tfevents.*"):  # they would be drawn into the same curve
+    for earlier in () if resumed else folder.glob("events.out.tfevents.*"):  # they would be drawn into the same curve
         earlier.unlink()
     return TensorBoardCallback(SummaryWriter(folder))
 
@@ -190,6 +190,9 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a run: ``order`` is a list of micro-batches of rows, ``batches`` lays them out."""
 
+    writes = settings.report_to == "tensorboard" and plan.world.main
+    writers = [tensorboard(settings, resumed=bool(steps.steps))] if writes else []
+
     def collate(numbered: list[dict]) -> dict[str, torch.Tensor]:
         rows = [row for entry in numbered for row in order[entry["number"]]]
         return batches([{"rows": [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]}])
@@ -203,7 +206,7 @@ def make_trainer(
         train_dataset=Dataset.from_dict({"number": range(len(order))}),  # without the rows, which it would hash
         data_collator=collate,
         processing_class=tokenizer,
-        callbacks=[steps, *([tensorboard(settings)] if settings.report_to == "tensorboard" else [])],
+        callbacks=[steps, *writers],
     )
 
 

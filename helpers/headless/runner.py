@@ -61,7 +61,7 @@ def run_all(
         raise UsageError("RUNS_DIR is empty: name a folder, such as runs")
     chosen = find_notebooks(notebooks)
     given = parse_parameters(parameters, chosen)
-    folder = ROOT / runs_dir / profile
+    folder = ROOT / Path(runs_dir).expanduser() / profile
     with locked(folder, UsageError):
         end_processes(of_run(folder))  # what a run left that was itself killed
         run = Run(profile, given, runs_dir, cell_timeout, notebook_timeout, Status(folder, profile), say)
@@ -113,7 +113,7 @@ class Run:
         return end
 
     def given(self, notebook: Path) -> dict:
-        """The parameters that a notebook has, among those of this run."""
+        """The parameters that a notebook has, among those of this run: what is put into it, and noted of its run."""
         every = self.parameters | {"profile": self.profile, "runs_dir": self.runs_dir}
         return {name: every[name] for name in parameters_of(notebook) if name in every}
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from helpers.headless.masking import mask_secrets
-from helpers.headless.parameters import NAME, promised
+from helpers.headless.parameters import NAME, parameters_of, promised
 from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, write_atomically
 from helpers.settings import PROFILES, ROOT, shown
 from helpers.storage import misfit, sha256_if_there
@@ -79,7 +79,8 @@ class Status:
 
     def records(self, notebook: Path, parameters: dict) -> dict[str, str]:
         """The records that a notebook promises, with their hashes."""
-        seed = parameters.get("seed", PROFILES[self.profile]["seed"])
+        seed = (parameters_of(notebook) | parameters).get("seed")
+        seed = PROFILES[self.profile]["seed"] if seed is None else seed
         names = [shown(self.folder / f"{method}-s{seed}" / FILE_NAME) for method in promised(notebook)]
         return {name: _hash(name) for name in names}
 
@@ -97,8 +98,9 @@ class Status:
 
 
 def inputs(notebook: Path, parameters: dict) -> list[Path]:
-    """The notebook and each local file of its data."""
-    files, data = [notebook], Path(str(parameters.get("data") or "bundled")).expanduser()
+    """The notebook and each local file of its data, which its parameters cell may name too."""
+    given = parameters_of(notebook) | parameters
+    files, data = [notebook], Path(str(given.get("data") or "bundled")).expanduser()
     for path in (notebook.parent / data, ROOT / data):
         files += [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else []
     return files

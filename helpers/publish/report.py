@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
             records, rungs = (sum(lists, []) for lists in zip(*map(read, given.rows), strict=True))
             print(table(records, rungs))
             return 0
-        return offer(ROOT / given.runs_dir / given.profile, given.profile, given.yes)
+        return offer(ROOT / Path(given.runs_dir).expanduser() / given.profile, given.profile, given.yes)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -82,6 +82,8 @@ def serving_adapters(settings: Settings, adapters: dict[str, Path], device: str 
 @contextlib.contextmanager
 def _running(module: list[str], port: int, cwd: Path) -> Iterator[str]:
     """Run a server, a module with its arguments, as a process of its own while the block runs, and yield its address."""
+    for name in ("no_proxy", "NO_PROXY"):  # a proxy of the network cannot reach this machine's own server
+        os.environ[name] = ",".join({*filter(None, os.environ.get(name, "").split(",")), HOST, "localhost"})
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
     words = [sys.executable, "-c", FOLLOW_PARENT, sys.executable, "-m", *module]
     with tempfile.TemporaryFile() as log:

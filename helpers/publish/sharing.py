@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,22 +11,26 @@ from pathlib import Path
 from helpers.comparison import table
 from helpers.models import BASE_FILE, load_tokenizer
 from helpers.records import FILE_NAME, RunRecord, load, read_json
-from helpers.settings import Settings
+from helpers.settings import ROOT, Settings
 from helpers.sources import MANIFEST, SMOLLM2_HUB_ID, ModelError, check_adapter, check_files, explain, resolve
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-LICENSES = {"smollm2": "apache-2.0", "llama-2": "llama2", "llama-3": "llama3"}  # by a part of the base model's name
+# by a part of the base model's name, the first that is found
+LICENSES = {"smollm2": "apache-2.0", "llama-2": "llama2"}
+LICENSES |= {f"llama-3.{n}": f"llama3.{n}" for n in (1, 2, 3)} | {"llama-3": "llama3"}
 
 
 class SharingError(RuntimeError):
     """Something that cannot be published; the message says why and gives the next step."""
 
 
-def hub_id(source: str) -> str:
-    """The name of a base model on the hub; the packaged default is a copy of a hub model."""
-    return SMOLLM2_HUB_ID if source == "smollm2-135m" else source
+def hub_id(source: str) -> str | None:
+    """The name of a model or of data on the hub, None for local ones; the packaged default is a copy of a hub model."""
+    is_file = source.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".zst", ".zip"))
+    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not is_file and not (ROOT / source).exists()
+    return SMOLLM2_HUB_ID if source == "smollm2-135m" else source if named else None
 
 
 def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | None = None) -> ModelCard:
@@ -36,20 +41,20 @@ def model_card(record: RunRecord, repo: str, merged: bool, base: RunRecord | Non
         merged: whether the files are a whole model rather than an adapter.
         base: the record of the untouched model, for the comparison.
     """
-    source, data = hub_id(record.model["source"]), record.data["source"]
-    on_hub = "/" in source and not source.startswith(("/", "."))
-    license = next((name for part, name in LICENSES.items() if part in source.lower()), None)
+    source, data = hub_id(record.model["source"]), hub_id(record.data["source"])
+    license = next((name for part, name in LICENSES.items() if part in (source or "").lower()), None)
     on_page = ModelCardData(
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
         license=license or "other",
-        base_model=source if on_hub else None,
+        base_model=source,
         tags=["fine-tuned", record.method],
-        datasets=[data] if "/" in data and not Path(data).suffix else None,
+        datasets=[data] if data else None,
     )
     scores = table([base, record] if base else [record])
     scores = scores[scores.index.str.startswith(("held-out", "exact"))]
-    facts = {"base": source if on_hub else "A local model", "license": license, "scores": scores}
+    facts = {"base": source or "A local model", "license": license, "scores": scores}
+    facts["data"] = data or Path(record.data["source"]).name  # no path of this machine
     template = str(Path(__file__).with_name("model_card.md"))
     return ModelCard.from_template(on_page, template, repo=repo, record=record, merged=merged, **facts)
 
@@ -81,7 +86,8 @@ def publish(settings: Settings, repo: str, folder: Path, private: bool = True) -
         if not merged:
             load_tokenizer(resolve(settings)).save_pretrained(upload)
             config = read_json(upload / "adapter_config.json", ModelError)
-            config["base_model_name_or_path"] = hub_id(settings.model)  # not the folder it lay in here
+            # not the folder it lay in here
+            config["base_model_name_or_path"] = hub_id(settings.model) or Path(settings.model).name
             config["revision"] = record.model["revision"]
             (upload / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         card.save(upload / "README.md")

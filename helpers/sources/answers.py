@@ -25,9 +25,11 @@ def answer_of(text: str) -> str | None:
     """
     *_, mark = [None, *_MARKS.finditer(text)]
     rest = text[mark.end() :] if mark else ""
+    rest = re.sub(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)", r"\1", rest)  # Markdown's bold, around the number
     lines = (_boxed(rest) if mark and mark[0] == r"\boxed" else rest).strip().splitlines()
     if not lines:
         return None
+    lines[0] = lines[0].removesuffix("**")  # and around the whole sentence
     layout = r"\\(left|right|displaystyle|[!,;: ])|\\text\{[^}]*\}|\^\{?\\circ\}?|\\?[$%]|\\[()\[\]]"
     answer = re.sub(layout, "", re.sub(r"^\\text\{([^{}]*)\}$", r"\1", lines[0]))
     answer = re.sub(r"^[a-zA-Z]\s*=", "", answer.replace("dfrac", "frac").replace("tfrac", "frac").strip())

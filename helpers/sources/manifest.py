@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers.memory import is_out_of_memory
 from helpers.records import read_json
 from helpers.settings import shown
-from helpers.storage import sha256_if_there
+from helpers.storage import COPIES, sha256_if_there
 
 MANIFEST = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -96,19 +96,16 @@ def hash_files(files: list[Path]) -> list[str | None]:
         return list(threads.map(sha256_if_there, files))
 
 
-def check_replaceable(folder: Path, ours: tuple[str, ...] = ()) -> None:
+def check_replaceable(folder: Path) -> None:
     """Make sure that replacing a folder loses nothing: it is absent, empty, or holds only what this project wrote.
 
-    Args:
-        ours: names of files that are known to be this project's, whatever the manifest says.
+    The copies that JupyterLab makes of a file that was opened do not count.
 
     Raises:
         ModelError: says what is there.
     """
-    names = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
-    known = {MANIFEST, "README.md", *ours} if ours or MANIFEST in names else set()  # PEFT writes a README
-    if MANIFEST in names - set(ours):
-        known |= read_manifest(folder).keys()
+    names = {f.name for f in folder.iterdir()} - {COPIES} if folder.is_dir() else set()
+    known = {MANIFEST, "README.md", *read_manifest(folder)} if MANIFEST in names else set()  # PEFT writes a README
     if folder.is_symlink():
         found = f"is a link to {os.readlink(folder)}"
     elif folder.exists() and not folder.is_dir():

@@ -20,6 +20,11 @@ INSIDE = "FINE_TUNING_KIT"  # set in the process that works from the folder
 _PROFILE = re.compile(r'("profile = \\")[\w-]+(?=\\")')  # as a notebook file spells it
 
 
+def expanded(text: str) -> Path:
+    """A path whose `~` is the home folder; make quotes it, so no shell has replaced it."""
+    return Path(text).expanduser()
+
+
 def main() -> int:
     """Run one of the commands; the exit code is 1 for a rehearsal that failed and 2 for one that could not be held."""
     parser = argparse.ArgumentParser(prog="make catch-up, make fetch, make rehearse, make lab")
@@ -28,9 +33,9 @@ def main() -> int:
     packing.add_argument("--methods", default="base lora full", help="whose runs; a full model is as large as its base")
     packing.add_argument("--seed", type=int, default=0)
     packing.add_argument("--runs-dir", default="runs")
-    packing.add_argument("--to", type=Path, default=models_folder(), help="a folder; by default that of the models")
+    packing.add_argument("--to", type=expanded, default=models_folder(), help="a folder; by default that of the models")
     for name in ("fetch", "rehearse"):
-        commands.add_parser(name).add_argument("folder", type=Path)
+        commands.add_parser(name).add_argument("folder", type=expanded)
     commands.choices["rehearse"].add_argument("--notebooks", default="")
     commands.add_parser("lab", help="write the profile into the parameters cell of each notebook, where you can see it")
     for command in commands.choices.values():

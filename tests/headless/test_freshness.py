@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 from helpers import records
 from helpers.headless import status as status_file
@@ -170,3 +171,14 @@ def test_a_damaged_entry_counts_as_never_run_and_the_others_stay(passed, change)
     passed.files["status"].write_text(json.dumps(content))
     assert passed.again() == ["00_first"]
     assert set(STATES) > {entry["status"] for entry in Status(passed.out, "tiny").notebooks.values()}
+
+
+def test_what_a_parameters_cell_says_counts_like_what_is_given(book, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}")
+    book.PARAMETERS = book.PARAMETERS.replace("seed = 0", "seed = 1").replace("data = None", f"data = {str(rows)!r}")
+    notebook, status = book.write("00_any", "1", records=["lora"]), Status(book.out, "tiny")
+    for given, seed in (({}, 1), ({"seed": 2}, 2)):
+        assert [Path(name).parent.name for name in status.records(notebook, given)] == [f"lora-s{seed}"]
+        assert str(rows) in status.used(notebook, given, states(notebook, given), [])
+    assert str(rows) not in status.used(notebook, {"data": "bundled"}, {}, [])

@@ -77,3 +77,23 @@ def test_nothing_is_published_without_a_finished_run(hub, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         publish(settings_for("tiny", runs_dir=str(tmp_path)), "tester/x", tmp_path)
     assert not hub.requests
+
+
+@pytest.mark.parametrize("source", ["/data/alice/base", "models/tiny", "~/base", "./base", "base"])
+def test_a_local_model_and_local_data_are_no_names_on_the_hub(runs, source):
+    record = runs.lora.record
+    data = {"source": f"{source}/rows.jsonl"}
+    changed = {"model": record.model | {"source": source}, "data": record.data | data}
+    card = model_card(type(record)(**vars(record) | changed), "a/b", merged=False)
+    assert card.data.base_model is None and card.data.datasets is None and "A local model" in card.text
+    assert "alice" not in str(card) and "| rows.jsonl" in card.text and "fetches the base" not in card.text
+
+
+@pytest.mark.parametrize(("source", "license"), [
+    ("meta-llama/Llama-2-7b-chat-hf", "llama2"), ("meta-llama/Meta-Llama-3-8B", "llama3"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "llama3.1"), ("meta-llama/Llama-3.3-70B-Instruct", "llama3.3"),
+])  # fmt: skip
+def test_the_license_is_that_of_the_version(runs, source, license):
+    record = runs.lora.record
+    card = model_card(type(record)(**vars(record) | {"model": record.model | {"source": source}}), "a/b", merged=False)
+    assert card.data.license == license and card.data.base_model == source

@@ -168,6 +168,7 @@ def test_a_folder_is_read_file_by_file_and_other_files_are_named(write, llama3, 
     for name, part in (("rows/b.jsonl", made[:7]), ("rows/a.json", made[7:12]), ("rows/deep/c.jsonl.gz", made[12:])):
         folder = write(name, part)
     write("rows/README.txt", [])
+    write("rows/.ipynb_checkpoints/a-checkpoint.json", made[:3])  # JupyterLab's copy of a file that was opened in it
     splits, counts, _ = read(settings_for("tiny", data=str(folder.parent.parent)))
     examples = [e for split in splits.values() for e in split]
     assert {key(e.messages) for e in examples} == {key(two(n)) for n in ROWS} and counts["read"] == 20
