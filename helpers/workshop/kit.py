@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -101,6 +102,9 @@ def rehearse(profile: str, kit: Path, notebooks: str) -> list[str]:
         failed += _install(kit / "wheels")
     chosen = find_notebooks(notebooks)
     with tempfile.TemporaryDirectory() as runs:
+        if (kit / FOLDERS["HF_DATASETS_CACHE"]).is_dir():  # datasets locks what it reads, so a seat needs a copy, too
+            cache = shutil.copytree(kit / FOLDERS["HF_DATASETS_CACHE"], Path(runs, "datasets"))
+            os.environ["HF_DATASETS_CACHE"] = str(cache)
         for notebook in chosen:
             lines: list[str] = []
             end = run_all(profile, notebook.stem, runs_dir=runs, say=lines.append)

@@ -1,9 +1,11 @@
 """The folder for a workshop without a network; check_rehearsal.py runs the series from it with the network cut off."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from helpers.settings import ROOT
 from helpers.workshop import KitError
@@ -83,3 +85,22 @@ def test_wheels_that_are_not_enough_are_named(tmp_path):
         fault.startswith("the wheels are not enough for an installation: ERROR: No matching distribution")
         and "torch" in fault
     )
+
+
+def test_a_rehearsal_reads_data_of_the_hub_through_a_copy_that_is_writable(kit, monkeypatch):
+    (kit / "datasets").mkdir(exist_ok=True)
+    (kit / "datasets/rows.arrow").write_text("rows")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(kit / "datasets"))
+    monkeypatch.setattr(offline, "faults", lambda *_: [])
+    monkeypatch.setattr(offline, "_cut_off", lambda folder: None)
+    read = []
+
+    def run_all(profile, name, runs_dir, say):
+        place = Path(os.environ["HF_DATASETS_CACHE"])
+        read.append((place.is_relative_to(kit), (place / "rows.arrow").read_text()))
+        say(f"{name}  passed")
+        say("All passed.")
+        return "ok"
+
+    monkeypatch.setattr(offline, "run_all", run_all)
+    assert offline.rehearse("tiny", kit, "00 01") == [] and read == [(False, "rows")] * 2
