@@ -124,7 +124,6 @@ def machine(page: Path) -> str:
     times, rows = measured("small-cpu"), ["notebook|machine time"]
     for name in (path.stem for path in find_notebooks()):
         rows.append(f"{name}|{duration(times.get(name, {}).get('seconds'))}")
-
     return f"{table(rows)}\n\nMeasured on {where('small-cpu')}."
 
 

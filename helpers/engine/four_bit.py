@@ -1,4 +1,4 @@
-"""QLoRA's frozen layers with one kernel that unpacks a weight, where bitsandbytes launches four, with Python between them.
+"""QLoRA's frozen layers with one kernel that unpacks a weight, where bitsandbytes launches three, with Python between them.
 
 A GPU waits for those launches. They undo the double quantisation, which stores the scale of each block of 64 weights in 8 bits:
 here that is done once, before the training, for half a bit more a weight. The numbers are the same.

@@ -12,7 +12,7 @@ from helpers.headless.masking import mask_secrets
 from helpers.headless.parameters import NAME, parameters_of, promised
 from helpers.records import FILE_NAME, RecordError, load, lost_files, read_json, write_atomically
 from helpers.settings import PROFILES, ROOT, shown
-from helpers.storage import misfit, sha256_if_there
+from helpers.storage import COPIES, misfit, sha256_if_there
 
 HELPERS = ROOT / "helpers"
 STATES = ("running", "ok", "failed", "timed out", "interrupted", "killed")
@@ -102,8 +102,13 @@ def inputs(notebook: Path, parameters: dict) -> list[Path]:
     given = parameters_of(notebook) | parameters
     files, data = [notebook], Path(str(given.get("data") or "bundled")).expanduser()
     for path in (notebook.parent / data, ROOT / data):
-        files += [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else []
+        files += [path] if path.is_file() else _files(path) if path.is_dir() else []
     return files
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder, without the copies that JupyterLab makes: looking at rows changes none."""
+    return [f for f in folder.rglob("*") if f.is_file() and f.parent.name != COPIES]
 
 
 def states(notebook: Path, parameters: dict) -> dict[str, tuple | None]:

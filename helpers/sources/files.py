@@ -47,8 +47,8 @@ def _files(path: Path) -> list[Path]:
     """The file itself, or the data files of a folder; other files there are named."""
     if not path.is_dir():
         return [path]
-    hidden = {file for file in path.rglob("*") if any(name.startswith(".") for name in file.relative_to(path).parts)}
-    there = sorted(file for file in path.rglob("*") if file.is_file() and file not in hidden)
+    there = sorted(file for file in path.rglob("*") if file.is_file())
+    there = [file for file in there if not any(name.startswith(".") for name in file.relative_to(path).parts)]
     files = [file for file in there if _kind(file) in KINDS]
     if others := [file.name for file in there if file not in files]:
         print(f"{path}: {len(others)} other files are not read, such as {others[0]}")

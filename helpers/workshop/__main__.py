@@ -20,11 +20,6 @@ INSIDE = "FINE_TUNING_KIT"  # set in the process that works from the folder
 _PROFILE = re.compile(r'("profile = \\")[\w-]+(?=\\")')  # as a notebook file spells it
 
 
-def expanded(text: str) -> Path:
-    """A path whose `~` is the home folder; make quotes it, so no shell has replaced it."""
-    return Path(text).expanduser()
-
-
 def main() -> int:
     """Run one of the commands; the exit code is 1 for a rehearsal that failed and 2 for one that could not be held."""
     parser = argparse.ArgumentParser(prog="make catch-up, make fetch, make rehearse, make lab")
@@ -33,9 +28,9 @@ def main() -> int:
     packing.add_argument("--methods", default="base lora full", help="whose runs; a full model is as large as its base")
     packing.add_argument("--seed", type=int, default=0)
     packing.add_argument("--runs-dir", default="runs")
-    packing.add_argument("--to", type=expanded, default=models_folder(), help="a folder; by default that of the models")
+    packing.add_argument("--to", type=Path, default=models_folder(), help="a folder; by default that of the models")
     for name in ("fetch", "rehearse"):
-        commands.add_parser(name).add_argument("folder", type=expanded)
+        commands.add_parser(name).add_argument("folder", type=Path)
     commands.choices["rehearse"].add_argument("--notebooks", default="")
     commands.add_parser("lab", help="write the profile into the parameters cell of each notebook, where you can see it")
     for command in commands.choices.values():
@@ -61,7 +56,7 @@ def _choose_profile(given: argparse.Namespace) -> int:
 def _pack(given: argparse.Namespace) -> int:
     settings = settings_for(given.profile, seed=given.seed, runs_dir=given.runs_dir)
     for method in given.methods.split():
-        archive = pack(settings, method, given.to)
+        archive = pack(settings, method, given.to.expanduser())  # make quotes it, so no shell has replaced a `~`
         print(f"{shown(archive)}  {archive.stat().st_size / 1e6:.1f} MB")
     print(f"to serve them in a room: python -m http.server 8000 --directory {shown(given.to)}")
     return 0

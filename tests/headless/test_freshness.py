@@ -182,3 +182,8 @@ def test_what_a_parameters_cell_says_counts_like_what_is_given(book, tmp_path):
         assert [Path(name).parent.name for name in status.records(notebook, given)] == [f"lora-s{seed}"]
         assert str(rows) in status.used(notebook, given, states(notebook, given), [])
     assert str(rows) not in status.used(notebook, {"data": "bundled"}, {}, [])
+    (tmp_path / "all/.ipynb_checkpoints").mkdir(parents=True)
+    for name in ("rows.jsonl", ".ipynb_checkpoints/rows-checkpoint.jsonl"):  # JupyterLab makes the second
+        (tmp_path / "all" / name).write_text("{}")
+    used = status.used(notebook, {"data": str(tmp_path / "all")}, {}, [])
+    assert str(tmp_path / "all/rows.jsonl") in used and not any(".ipynb_checkpoints" in name for name in used)
